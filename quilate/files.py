@@ -150,10 +150,12 @@ def atomic_folder(path: Path, *, fault: str = "folder") -> Iterator[Path]:
             for folder in [p for p in temporary.rglob("*") if p.is_dir()] + [temporary]:
                 fsync_folder(folder)
             faults.at(f"{fault}.rename")
+            replaced = path.with_name(f".{path.name}.replaced")
             if path.exists():
-                shutil.rmtree(path)
+                os.replace(path, replaced)
             os.replace(temporary, path)
             fsync_folder(path.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
