@@ -1,0 +1,179 @@
+"""The training loop. One optimizer step reads top to bottom in `optimizer_step`; `fit` repeats it and can be killed.
+
+A phase brings a model, batches, and a loss function `(micro-batch) -> sum of losses over its supervised tokens`.
+Batches are a function of the step alone, so the data order needs no state and a resumed run cannot lose or repeat any.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from quilate import faults
+from quilate.data.packing import PackedBatch
+from quilate.engine.checkpoint import Checkpoint, Checkpointer
+from quilate.engine.interrupts import StopRequest
+from quilate.engine.runlog import ProgressListener, RunLog
+from quilate.errors import CheckpointError, Interrupted, QuilateError
+from quilate.files import write_jsonl
+from quilate.optim.adamw import AdamW
+from quilate.rng import Streams
+
+LossFunction = Callable[[PackedBatch], Tensor]
+Schedule = Callable[[int], float]
+
+# A run whose updates are refused this many times in a row is broken, not unlucky (guess).
+MAX_REFUSED_IN_A_ROW = 5
+
+
+class Batches(Protocol):
+    """All batches of a run: `batches[step]` gives that optimizer step's micro-batches, the same at every call."""
+
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, step: int) -> Sequence[PackedBatch]: ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Of one optimizer step: mean loss over supervised tokens, gradient norm before clipping, and what was used."""
+
+    loss: float
+    gradient_norm: float
+    tokens: int
+    supervised_tokens: int
+    applied: bool
+
+
+@dataclass(frozen=True)
+class FitResult:
+    steps: int
+    tokens: int
+    supervised_tokens: int
+    refused_updates: int
+
+
+def optimizer_step(
+    micro_batches: Sequence[PackedBatch],
+    loss_function: LossFunction,
+    optimizer: AdamW,
+    *,
+    learning_rate: float,
+    clip_norm: float,
+) -> StepResult:
+    """One update from one batch, given as micro-batches.
+
+    The loss is normalized by the supervised tokens of the *whole* step, so any division into micro-batches gives the
+    same gradient. A loss or gradient that is not finite changes nothing: no parameter, no optimizer state.
+    """
+    supervised = sum(batch.supervised_tokens for batch in micro_batches)
+    loss = 0.0
+    for batch in micro_batches:
+        loss_sum = loss_function(batch)
+        loss += float(loss_sum.detach()) / supervised
+        (loss_sum / supervised).backward()
+        if len(micro_batches) > 1:
+            optimizer.accumulate()
+    norm = optimizer.gradient_norm()
+    applied = math.isfinite(loss) and math.isfinite(norm)
+    if applied:
+        optimizer.step(learning_rate, gradient_scale=min(1.0, clip_norm / max(norm, 1e-12)))
+    else:
+        optimizer.clear_gradients()
+    return StepResult(loss, norm, sum(b.tokens for b in micro_batches), supervised, applied)
+
+
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    loss_function: LossFunction,
+    optimizer: AdamW,
+    schedule: Schedule,
+    streams: Streams,
+    *,
+    folder: Path,
+    listener: ProgressListener,
+    stop: StopRequest,
+    warn: Callable[[str], None],
+    clip_norm: float = 1.0,
+    checkpoint_seconds: float = 300.0,
+    checkpoint_steps: int | None = None,
+) -> FitResult:
+    """Train until the batches end, from the last whole checkpoint in `folder` if there is one.
+
+    Saves every `checkpoint_seconds` (and every `checkpoint_steps` if given), and when a stop is requested. Saving never
+    changes the trajectory: an interrupted run ends with the same bits as an undisturbed one.
+
+    Raises:
+        Interrupted: stopped on request, after saving.
+        CheckpointError: the checkpoint is damaged, or belongs to other data.
+        QuilateError: updates were refused again and again because they were not finite.
+    """
+    checkpointer = Checkpointer(folder / "checkpoints", warn=warn)
+    counts = _resume(checkpointer, batches, optimizer, streams)
+    log = RunLog(folder, resumed_step=counts["step"], listener=listener)
+    last_saved = time.monotonic()
+    refused_in_a_row = 0
+    model.train()
+    while counts["step"] < len(batches):
+        micro_batches = batches[counts["step"]]
+        rate = schedule(counts["step"])
+        result = optimizer_step(micro_batches, loss_function, optimizer, learning_rate=rate, clip_norm=clip_norm)
+        faults.at("fit.step")
+        counts["step"] += 1
+        counts["tokens"] += result.tokens
+        counts["supervised_tokens"] += result.supervised_tokens
+        refused_in_a_row = 0 if result.applied else refused_in_a_row + 1
+        if not result.applied:
+            counts["refused_updates"] += 1
+            warn(f"step {counts['step']}: loss {result.loss}, gradient norm {result.gradient_norm}: update refused")
+            ids = [{"step": counts["step"], "ids": list(b.ids)} for b in micro_batches]
+            write_jsonl(folder / f"refused-step-{counts['step']:08d}.jsonl", ids)
+        log.step(
+            counts["step"], len(batches), tokens=result.tokens, loss=result.loss,
+            learning_rate=rate, gradient_norm=result.gradient_norm, supervised_tokens=result.supervised_tokens,
+        )  # fmt: skip
+        if refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
+            raise QuilateError(
+                f"{refused_in_a_row} updates in a row were not finite, the last at step {counts['step']}",
+                hint=f"lower the learning rate; the documents are named in {folder}/refused-step-*.jsonl",
+            )
+        due = time.monotonic() - last_saved > checkpoint_seconds
+        due = due or (checkpoint_steps is not None and counts["step"] % checkpoint_steps == 0)
+        if (due or stop) and counts["step"] < len(batches):
+            checkpointer.save(_snapshot(counts, batches, optimizer, streams))
+            last_saved = time.monotonic()
+        if stop and counts["step"] < len(batches):
+            raise Interrupted(f"stopped by {stop.signal} after step {counts['step']}, saved", hint="run the same command again to continue")
+    return FitResult(counts["step"], counts["tokens"], counts["supervised_tokens"], counts["refused_updates"])
+
+
+def _snapshot(counts: dict[str, int], batches: Batches, optimizer: AdamW, streams: Streams) -> Checkpoint:
+    state = {"counts": counts, "batches": batches.fingerprint, "total_steps": len(batches)}
+    return Checkpoint(counts["step"], {"optimizer": optimizer.state(), "streams": streams.state()}, state)
+
+
+def _resume(checkpointer: Checkpointer, batches: Batches, optimizer: AdamW, streams: Streams) -> dict[str, int]:
+    checkpoint = checkpointer.latest()
+    if checkpoint is None:
+        return {"step": 0, "tokens": 0, "supervised_tokens": 0, "refused_updates": 0}
+    if checkpoint.state["batches"] != batches.fingerprint or checkpoint.state["total_steps"] != len(batches):
+        raise CheckpointError(
+            "the training data or its order changed since this run was interrupted",
+            hint=f"restore the data, or remove {checkpointer.folder} to train this stage again from its start",
+        )
+    try:
+        optimizer.restore(checkpoint.tensors["optimizer"])
+    except KeyError as error:
+        raise CheckpointError(f"the checkpoint belongs to another model: {error.args[0]}", hint=f"remove {checkpointer.folder}") from error
+    streams.restore(checkpoint.tensors["streams"])
+    return dict(checkpoint.state["counts"])

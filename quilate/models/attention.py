@@ -1,0 +1,163 @@
+"""Attention over packed documents: each document attends to itself alone, in memory linear in length, on any device.
+
+Registered with `transformers` under the public name `quilate_packed`, with a mask function of its own: an attention
+registered without one gets no mask and silently loses causality; here the layout of the documents takes the mask's
+place, and a call without it is an error, never a leak.
+
+Shapes: B batch (1 when packed), T tokens, H heads, K key heads, E head size, G documents in a group, L longest of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+
+PACKED_ATTENTION = "quilate_packed"
+
+# Documents share a group while the shortest has at least this share of the longest's tokens: the padding that a group
+# computes in vain stays under a quarter of attention, itself a small share of a step (guess).
+SHORTEST_SHARE = 0.75
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring documents of similar length, seen as a padded [G, L] grid.
+
+    `slots` [G*L] is the packed position that fills each grid cell (padding repeats the document's last token);
+    `cells` [tokens of the group] is the grid cell of each packed token; `padding` [G*L] marks the cells that repeat.
+    """
+
+    start: int
+    stop: int
+    documents: int
+    longest: int
+    slots: Tensor | None
+    cells: Tensor | None
+    padding: Tensor | None
+
+
+@dataclass(frozen=True)
+class DocumentLayout:
+    """Where the documents of a packed row are; computed once a batch and used by every layer."""
+
+    groups: tuple[Group, ...]
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> DocumentLayout:
+        groups: list[Group] = []
+        start = first = 0
+        for index in range(len(lengths) + 1):
+            if index < len(lengths) and index > first:
+                grown = lengths[first : index + 1]
+                if min(grown) >= SHORTEST_SHARE * max(grown):
+                    continue
+            if index > first:
+                groups.append(_group(start, lengths[first:index], device))
+                start, first = groups[-1].stop, index
+        return cls(tuple(groups), max(lengths))
+
+
+def _group(start: int, lengths: Sequence[int], device: torch.device | str) -> Group:
+    size, longest, total = len(lengths), max(lengths), sum(lengths)
+    if min(lengths) == longest:
+        return Group(start, start + total, size, longest, None, None, None)
+    document_lengths = torch.tensor(lengths)
+    starts = document_lengths.cumsum(0) - document_lengths
+    column = torch.arange(longest)
+    padding = column >= document_lengths[:, None]
+    slots = starts[:, None] + torch.minimum(column, document_lengths[:, None] - 1)
+    cells = (~padding).view(-1).nonzero().view(-1)
+    on_device = [t.to(device) for t in (slots.view(-1), cells, padding.view(-1))]
+    return Group(start, start + total, size, longest, *on_device)
+
+
+class _Spread(torch.autograd.Function):
+    """Packed rows to grid cells. A permutation apart from padding, so its backward is a gather, not a scatter-add."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, slots: Tensor, cells: Tensor) -> Tensor:
+        ctx.save_for_backward(cells)
+        return rows.index_select(0, slots)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (cells,) = ctx.saved_tensors
+        # A padded cell's output is never read and causality hides its key from real queries: its gradient is zero.
+        return grads[0].index_select(0, cells), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """Grid cells back to packed rows; padded cells receive a zero gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor, slots: Tensor, cells: Tensor, padding: Tensor) -> Tensor:
+        ctx.save_for_backward(slots, padding)
+        return grid.index_select(0, cells)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        slots, padding = ctx.saved_tensors
+        return grads[0].index_select(0, slots).masked_fill_(padding[:, None, None], 0), None, None, None
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    document_layout: DocumentLayout | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The attention function given to `transformers`: query [1, H, T, E], key and value [1, K, T, E] -> [1, T, H, E].
+
+    Raises:
+        ValueError: no layout was passed, a mask was, or the model's sliding window is shorter than a document.
+    """
+    if document_layout is None or attention_mask is not None or query.shape[0] != 1:
+        raise ValueError("packed attention needs one packed row, its document_layout, and no attention mask")
+    if sliding_window is not None and sliding_window < document_layout.longest:
+        raise ValueError(f"documents of {document_layout.longest} tokens exceed the model's window of {sliding_window}")
+    causal = bool(getattr(module, "is_causal", True))
+    packed = [t[0].transpose(0, 1) for t in (query, key, value)]  # [T, heads, E]
+    outputs = [_group_attention(group, packed, causal, scaling, dropout) for group in document_layout.groups]
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
+
+
+def _group_attention(group: Group, packed: list[Tensor], causal: bool, scaling: float | None, dropout: float) -> Tensor:
+    rows = [t[group.start : group.stop] for t in packed]
+    key_mask = None
+    if group.slots is not None and group.cells is not None and group.padding is not None:
+        rows = [_Spread.apply(t, group.slots, group.cells) for t in rows]  # type: ignore[no-untyped-call]
+        if not causal:
+            key_mask = ~group.padding.view(group.documents, 1, 1, group.longest)
+    query, key, value = (t.reshape(group.documents, group.longest, -1, t.shape[-1]).transpose(1, 2) for t in rows)
+    if key.shape[1] != query.shape[1]:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
+    grid = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=key_mask, dropout_p=dropout, is_causal=causal, scale=scaling
+    )
+    grid = grid.transpose(1, 2).reshape(group.documents * group.longest, -1, query.shape[-1])
+    if group.cells is None:
+        return grid
+    collected: Tensor = _Collect.apply(grid, group.slots, group.cells, group.padding)  # type: ignore[no-untyped-call]
+    return collected
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """The layout confines attention; building a mask here would cost memory quadratic in length."""
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, _no_mask)

@@ -1,0 +1,100 @@
+"""Load and save plain Hugging Face directories and PEFT adapter directories."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from quilate.errors import ModelError
+from quilate.files import read_json
+from quilate.models.source import check_model_directory
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def compute_dtype(precision: Precision = "auto") -> torch.dtype:
+    """bf16 where the processor multiplies it fast (CUDA, AVX512-BF16, AMX), else fp32."""
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bf16" else torch.float32
+    if torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def compute_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model or adapter directory.
+
+    Raises:
+        ModelError: there is none, or it is broken.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{directory}: the tokenizer cannot be loaded: {error}", hint="fetch the model again") from error
+
+
+def load_causal(directory: Path, *, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+    """A causal language model in evaluation mode, with its adapter applied when `directory` is a PEFT directory.
+
+    Raises:
+        ModelError: see `check_model_directory`; or transformers cannot load it; or an adapter's base is missing.
+    """
+    check_model_directory(directory)
+    if (directory / "adapter_config.json").exists():
+        return _load_adapter(directory, dtype=dtype, attention=attention)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{directory} cannot be loaded: {reason}", hint="is it a causal language model, whole and unaltered?") from error
+    model.config.use_cache = False
+    return model.to(compute_device()).eval()
+
+
+def _load_adapter(directory: Path, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    from peft import PeftModel
+
+    base = Path(read_json(directory / "adapter_config.json")["base_model_name_or_path"])
+    if not base.is_dir():
+        raise ModelError(
+            f"{directory} is an adapter for {base}, which is not there",
+            hint="put the base model back, or edit base_model_name_or_path in adapter_config.json",
+        )
+    model = load_causal(base, dtype=dtype, attention=attention)
+    # autocast_adapter_dtype would make the adapter fp32 and every layer convert back and forth.
+    return PeftModel.from_pretrained(model, directory, autocast_adapter_dtype=False).eval()
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a directory that plain `transformers` (or `peft`, for an adapter) loads, tokenizer and template included."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Could not find a config file.*")
+        model.save_pretrained(folder, safe_serialization=True) if hasattr(model, "peft_config") else model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def trainable_parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """The longest sequence the model was made for."""
+    config = model.config
+    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30)

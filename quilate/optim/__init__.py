@@ -1,0 +1,1 @@
+"""Optimizers with fp32 master weights, and learning-rate schedules."""

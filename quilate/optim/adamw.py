@@ -1,0 +1,132 @@
+"""AdamW over fp32 master weights, with a stochastically rounded bf16 copy for compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from quilate.optim.rounding import stochastic_round_
+
+# Elements updated together: six fp32 arrays of this length are 3 MB and stay in a core's cache, which makes the plain
+# torch code below about as fast as a fused kernel (guess for other machines).
+BLOCK = 1 << 17
+
+
+class AdamW:
+    """Decoupled weight decay Adam (Loshchilov & Hutter 2019, algorithm 2), bias-corrected.
+
+    The learning rate and the clipping factor are arguments of `step`: there is no hidden schedule. Weight decay applies
+    to matrices and embeddings only, not to norms and biases (Brown et al. 2020, appendix B use it so).
+
+    Args:
+        named_parameters: the parameters; those with `requires_grad=False` are ignored. bf16 parameters get an fp32
+            master; fp32 parameters are their own master.
+        rounding: the random stream of the stochastic rounding; must be given when any parameter is bf16.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        rounding: torch.Generator | None = None,
+    ) -> None:
+        self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
+        self.betas, self.eps, self.weight_decay, self.rounding = betas, eps, weight_decay, rounding
+        self.updates = 0
+        self.master = {
+            name: p.detach() if p.dtype == torch.float32 else p.detach().float() for name, p in self.parameters.items()
+        }
+        self.first_moment = {name: torch.zeros_like(master) for name, master in self.master.items()}
+        self.second_moment = {name: torch.zeros_like(master) for name, master in self.master.items()}
+        self._accumulated: dict[str, Tensor] = {}
+        if rounding is None and any(p.dtype != torch.float32 for p in self.parameters.values()):
+            raise ValueError("bf16 parameters need a rounding stream: rounded to nearest they do not follow fp32")
+
+    def accumulate(self) -> None:
+        """Move the parameters' gradients into an fp32 sum: bf16 sums over micro-batches would lose the small terms."""
+        for name, parameter in self.parameters.items():
+            if parameter.grad is None:
+                continue
+            if name in self._accumulated:
+                self._accumulated[name] += parameter.grad
+            else:
+                self._accumulated[name] = parameter.grad.float()
+            parameter.grad = None
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradient of each parameter that has one: the fp32 sum if `accumulate` was used."""
+        if self._accumulated:
+            return self._accumulated
+        return {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+
+    def gradient_norm(self) -> float:
+        """The L2 norm over all gradients, summed in fp64."""
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in self.gradients().values()]
+        return float(torch.stack(norms).double().square().sum().sqrt()) if norms else 0.0
+
+    def clear_gradients(self) -> None:
+        self._accumulated.clear()
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, gradient_scale: float = 1.0) -> None:
+        """Update every parameter that has a gradient, then forget the gradients."""
+        self.updates += 1
+        beta1, beta2 = self.betas
+        corrected_rate = learning_rate / (1 - beta1**self.updates)
+        second_correction = (1 - beta2**self.updates) ** 0.5
+        for name, gradient in self.gradients().items():
+            parameter, master = self.parameters[name], self.master[name]
+            decay = 1 - learning_rate * (self.weight_decay if parameter.dim() >= 2 else 0.0)
+            flat = [t.view(-1) for t in (parameter.data, master, self.first_moment[name], self.second_moment[name])]
+            flat_gradient = gradient.reshape(-1)
+            for start in range(0, master.numel(), BLOCK):
+                block = slice(start, start + BLOCK)
+                compute, weight, first, second = (t[block] for t in flat)
+                g = flat_gradient[block].float() * gradient_scale
+                first.lerp_(g, 1 - beta1)
+                second.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+                weight.mul_(decay).addcdiv_(first, second.sqrt().div_(second_correction).add_(self.eps), value=-corrected_rate)
+                if parameter.dtype != torch.float32:
+                    assert self.rounding is not None  # checked at construction
+                    stochastic_round_(compute, weight, self.rounding)
+        self.clear_gradients()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a later `restore` needs to continue bit for bit, as named tensors."""
+        tensors = {"updates": torch.tensor(self.updates)}
+        for name, parameter in self.parameters.items():
+            tensors[f"parameter.{name}"] = parameter.data
+            if parameter.dtype != torch.float32:
+                tensors[f"master.{name}"] = self.master[name]
+            tensors[f"first_moment.{name}"] = self.first_moment[name]
+            tensors[f"second_moment.{name}"] = self.second_moment[name]
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of `state`, parameters included.
+
+        Raises:
+            KeyError: a tensor is missing or unexpected (the checkpoint is of another model).
+        """
+        expected = self.state()
+        if expected.keys() != tensors.keys():
+            raise KeyError(f"tensors differ: {sorted(expected.keys() ^ tensors.keys())[:3]}")
+        for name, tensor in expected.items():
+            if name != "updates":
+                tensor.copy_(tensors[name])
+        self.updates = int(tensors["updates"])
+
+    @torch.no_grad()
+    def write_nearest(self) -> None:
+        """Set each bf16 parameter to its master rounded to nearest: the best single copy, for saving the final model."""
+        for name, parameter in self.parameters.items():
+            if parameter.dtype != torch.float32:
+                parameter.data.copy_(self.master[name])
