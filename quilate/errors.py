@@ -91,7 +91,7 @@ def explained_os_errors(path: str | os.PathLike[str], doing: str) -> Iterator[No
     except FileNotFoundError as error:
         missing = error.filename or path
         raise DataError(f"cannot {doing}: {missing} does not exist", hint="check the path and its spelling") from error
-    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
         raise MachineError(
             f"cannot {doing}: {error.strerror.lower() if error.strerror else error}: {error.filename or path}",
             hint="choose another folder with --out, or ask for write permission",
