@@ -1,0 +1,1 @@
+"""A labelled task: labels and verbalizers, prompt templates, leak-free splits."""
