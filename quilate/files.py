@@ -121,7 +121,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """
     rows = []
     with explained_os_errors(path, "read"):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # splitlines would also split at U+2028 inside texts
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
