@@ -1,0 +1,212 @@
+"""`evidence.json`, typed: what a report may rely on. Unknown keys and non-finite numbers are refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from quilate.evaluation.outcomes import Phase
+from quilate.evaluation.statistics import Metric, Over
+
+SCHEMA: Literal["quilate.evidence/1"] = "quilate.evidence/1"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0)]
+
+
+class Part(BaseModel):
+    """Base of all parts of the evidence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Notice(Part):
+    """A sentence as data: `code` picks the wording (quilate.evaluation.wording), `values` fill it in any language."""
+
+    code: str
+    values: dict[str, Any] = {}
+
+
+class ArmCost(Part):
+    seconds: Amount
+    train_tokens: Count
+    flops: Amount
+    peak_memory_bytes: Count
+    trainable_parameters: Count
+
+
+class ClassEvidence(Part):
+    """Means over the arm's runs; `items` are the label's gold items."""
+
+    label: str
+    precision: Share
+    recall: Share
+    f1: Share
+    items: Count
+
+
+class BinEvidence(Part):
+    confidence: Share
+    accuracy: Share
+    items: Count
+
+
+class CalibrationEvidence(Part):
+    """ECE, Brier (0..2) and log loss (nats): means over the arm's runs; bins: of all runs pooled."""
+
+    ece: Share
+    brier: Annotated[float, Field(ge=0, le=2)]
+    log_loss: Amount
+    bins: list[BinEvidence]
+
+
+class ArmEvidence(Part):
+    """One arm, judged. `confusion` sums the runs: rows gold, columns predicted, in the order of `labels`."""
+
+    name: str
+    phase: Phase
+    method: str
+    score: Share
+    ci95: tuple[Share, Share]
+    interval_over: Over
+    scores_by_seed: dict[str, Share]
+    seeds: Count
+    seed_independent: bool
+    train_rows: Count
+    cost: ArmCost
+    cost_per_1000: Amount
+    within_budget: bool
+    on_pareto_front: bool
+    leaked: bool
+    accuracy: Share
+    macro_f1: Share
+    per_class: list[ClassEvidence]
+    confusion: list[list[Count]]
+    calibration: CalibrationEvidence
+    learning_curves: list[list[dict[str, Any]]]
+    counts: dict[str, Count]
+    stages: list[str]
+
+
+class Comparison(Part):
+    """score(a) - score(b), paired on the same items; `p` is from `test`, `p_holm` allows for all pairs."""
+
+    a: str
+    b: str
+    difference: float
+    ci95: tuple[float, float]
+    interval_over: Over
+    p: Share
+    p_holm: Share
+    test: Literal["bootstrap", "McNemar exact", "McNemar chi-square"]
+    n: Count
+
+
+class Recommendation(Part):
+    """`arm` is None when undecided; `headline` and `why` are the English wording of the notices beside them."""
+
+    arm: str | None
+    verdict: Literal["train", "don't train", "no LLM", "no model", "undecided"]
+    headline: str
+    why: str
+    base: str | None = None
+    more_items: Count | None = None
+    contenders: list[str]
+    ruled_out: list[str]
+    headline_notice: Notice
+    reasons: list[Notice]
+
+
+class Base(Part):
+    """The base model that the recommendation holds for."""
+
+    name: str
+    source: str
+    parameters: Count
+    sha256: str
+
+
+class Task(Part):
+    """What was to be solved, on how many rows, and what was done to them.
+
+    `dropped` counts rows that were read but not used, by reason. `group` is the column that keeps siblings together.
+    """
+
+    name: str
+    kind: str = "classification"
+    language: str | None = None
+    train: Count
+    dev: Count
+    test: Count
+    dropped: dict[str, Count] = {}
+    quarantined: Count = 0
+    truncated: Count = 0
+    group: str | None = None
+    groups_in_test: Count | None = None
+    leak_check: Literal["clean", "leaked, allowed", "not run"]
+    leak_detail: str | None = None
+
+
+class LanguageModelling(Part):
+    model: str
+    corpus: str
+    bits_per_byte: Amount
+
+
+class Link(Part):
+    """One stage (or source file) of the lineage; `inputs` are ids of other links."""
+
+    stage: str
+    kind: str
+    id: str
+    inputs: list[str]
+    seconds: Amount = 0.0
+    reused: bool = False
+    path: str | None = None
+
+
+class Machine(Part):
+    """Where the times were taken; `load_average` is the one-minute load while timing, `cores` to set it against."""
+
+    cpu: str
+    cores: Count
+    memory_bytes: Count
+    load_average: Amount | None = None
+    gpu: str | None = None
+    torch: str
+    dtype: str
+    platform: str | None = None
+
+
+class RulesEvidence(Part):
+    margin: Share
+    confidence: Share
+    resamples: Count
+    budget_seconds: Amount | None
+    budget_tokens: Count | None
+    seed: int
+
+
+class Evidence(Part):
+    """All of `evidence.json`."""
+
+    schema_: Annotated[Literal["quilate.evidence/1"], Field(alias="schema")] = SCHEMA
+    version: str
+    recipe: str
+    base: Base
+    task: Task
+    metric: Metric
+    items: Count
+    groups: Count | None
+    labels: list[str]
+    rules: RulesEvidence
+    arms: list[ArmEvidence]
+    comparisons: list[Comparison]
+    language_modelling: list[LanguageModelling]
+    lineage: list[Link]
+    machine: Machine
+    warnings: list[str]
+    notices: list[Notice]
+    recommendation: Recommendation
