@@ -308,8 +308,9 @@ def _use_given(config: TaskConfig, pools: dict[str, list[Item]], counts: _Counts
             if name in pools:
                 pools[name] = kept
     if "dev" not in pools:
-        tied = tie_duplicates(pools["train"]).items
-        pools["train"], pools["dev"] = carve_dev(tied, config.split)
+        original = {item.id: item for item in pools["train"]}
+        carved = carve_dev(tie_duplicates(pools["train"]).items, config.split)
+        pools["train"], pools["dev"] = ([original[item.id] for item in part] for part in carved)
     sizes = {"test": config.split.test, "dev": config.split.dev, "train": config.split.train}
     parts: dict[str, list[Item]] = {}
     for name, size in sizes.items():

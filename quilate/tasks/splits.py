@@ -89,16 +89,20 @@ class _Forest:
             self._parent[high] = low
 
 
-def apportion(size: int, available: Mapping[str, int], *, at_least: int = 0) -> dict[str, int]:
-    """Share `size` among labels in proportion to `available`, by largest remainders (Hamilton's method).
+def apportion(
+    size: int, available: Mapping[str, int], *, weights: Mapping[str, int] | None = None, at_least: int = 0
+) -> dict[str, int]:
+    """Share `size` among labels by largest remainders (Hamilton's method), none above what is available.
 
     Args:
+        weights: the labels' proportions; by default what is available.
         at_least: what every label gets first, where it has that many and `size` suffices.
     """
-    total = sum(available.values())
-    if size >= total:
+    if size >= sum(available.values()):
         return dict(available)
-    exact = {label: size * count / total for label, count in available.items()}
+    weights = weights or available
+    total = sum(weights[label] for label in available)
+    exact = {label: size * weights[label] / total for label in available}
     floor = at_least if at_least * len(available) <= size else 0
     quota = {label: min(available[label], max(floor, math.floor(exact[label]))) for label in sorted(available)}
     while (short := size - sum(quota.values())) != 0:
@@ -111,13 +115,20 @@ def apportion(size: int, available: Mapping[str, int], *, at_least: int = 0) -> 
     return quota
 
 
-def sample(items: Sequence[Item], size: int, config: SplitConfig, *, at_least: int = 0) -> list[Item]:
+def sample(
+    items: Sequence[Item],
+    size: int,
+    config: SplitConfig,
+    *,
+    weights: Mapping[str, int] | None = None,
+    at_least: int = 0,
+) -> list[Item]:
     """At most `size` items, stratified by label if `config` says so, in an order drawn by the seed."""
     ordered = sorted(items, key=lambda item: _draw(config.seed, item))
     if len(ordered) <= size:
         return ordered
-    counts = Counter(_stratum(item, config) for item in items)
-    return _choose(ordered, size, apportion(size, counts, at_least=at_least), config)
+    counts = _strata(ordered, config)
+    return _choose(ordered, size, apportion(size, counts, weights=weights, at_least=at_least), config)
 
 
 def split(items: Sequence[Item], config: SplitConfig) -> dict[str, list[Item]]:
@@ -129,10 +140,11 @@ def split(items: Sequence[Item], config: SplitConfig) -> dict[str, list[Item]]:
     Raises:
         DataError: dev or test cannot have the size asked for.
     """
+    weights = _strata(items, config)
     pool = _groups(_thinned(items, config), config.seed)
     result: dict[str, list[Item]] = {}
     for name, size in (("test", config.test), ("dev", config.dev)):
-        result[name], pool = _carve(pool, size, config)
+        result[name], pool = _carve(pool, size, config, weights)
         if len(result[name]) < size:
             raise DataError(
                 f"{name}: {size} rows are asked for, and only {len(result[name])} of the {len(items)} usable rows can "
@@ -140,13 +152,14 @@ def split(items: Sequence[Item], config: SplitConfig) -> dict[str, list[Item]]:
                 hint="ask for smaller splits (split.test, split.dev), or label more rows",
             )
     rest = [item for group in pool for item in group.items]
-    result["train"] = sample(rest, len(rest) if config.train is None else config.train, config, at_least=1)
+    size = len(rest) if config.train is None else config.train
+    result["train"] = sample(rest, size, config, weights=weights, at_least=1)
     return {name: result[name] for name in ("train", "dev", "test")}
 
 
 def carve_dev(items: Sequence[Item], config: SplitConfig) -> tuple[list[Item], list[Item]]:
     """Take dev out of a given train by group: (train, dev). Dev may come out smaller than asked."""
-    dev, pool = _carve(_groups(items, config.seed), config.dev, config)
+    dev, pool = _carve(_groups(items, config.seed), config.dev, config, _strata(items, config))
     return [item for group in pool for item in group.items], dev
 
 
@@ -158,7 +171,7 @@ def _thinned(items: Sequence[Item], config: SplitConfig) -> list[Item]:
     """
     if config.train is None:
         return list(items)
-    needed = apportion(config.train + config.dev + config.test, Counter(_stratum(item, config) for item in items))
+    needed = apportion(config.train + config.dev + config.test, _strata(items, config))
     sizes: dict[str, Counter[str]] = defaultdict(Counter)
     for item in items:
         sizes[_stratum(item, config)][item.group] += 1
@@ -196,29 +209,31 @@ class _Group:
         return {item.label for item in self.items}
 
 
-def _carve(pool: Sequence[_Group], size: int, config: SplitConfig) -> tuple[list[Item], list[_Group]]:
+def _carve(
+    pool: Sequence[_Group], size: int, config: SplitConfig, weights: Mapping[str, int]
+) -> tuple[list[Item], list[_Group]]:
     """Take whole groups from `pool` until `size` rows can be had: (rows, the groups left)."""
     left = Counter(label for group in pool for label in group.labels)
-    spare_rows = Counter(_stratum(i, config) for group in pool for i in group.items if left[i.label] > 1)
-    quota = apportion(size, spare_rows)
+    spare_rows = _strata([item for group in pool for item in group.items if left[item.label] > 1], config)
+    quota = apportion(size, spare_rows, weights=weights)
     need = Counter(quota)
     taken: dict[int, _Group] = {}
 
     def take(index: int, group: _Group) -> None:
         taken[index] = group
-        need.subtract(_stratum(item, config) for item in group.items)
+        need.subtract(_strata(group.items, config))
         left.subtract(group.labels)
 
     def spared(index: int, group: _Group) -> bool:
         return index not in taken and all(left[label] > 1 for label in group.labels)
 
     for index, group in enumerate(pool):  # first what fits without surplus
-        counts = Counter(_stratum(item, config) for item in group.items)
+        counts = _strata(group.items, config)
         if spared(index, group) and all(count <= need[stratum] for stratum, count in counts.items()):
             take(index, group)
     by_size = sorted(enumerate(pool), key=lambda entry: len(entry[1].items))  # then what wastes least
     for index, group in by_size:
-        if spared(index, group) and any(need[_stratum(item, config)] > 0 for item in group.items):
+        if spared(index, group) and any(need[stratum] > 0 for stratum in _strata(group.items, config)):
             take(index, group)
     rows = sum(len(group.items) for group in taken.values())
     for index, group in by_size:  # then, shares aside, whatever fills the size
@@ -255,6 +270,10 @@ def _groups(items: Iterable[Item], seed: int) -> list[_Group]:
 
 def _stratum(item: Item, config: SplitConfig) -> str:
     return item.label if config.stratify else ""
+
+
+def _strata(items: Iterable[Item], config: SplitConfig) -> Counter[str]:
+    return Counter(_stratum(item, config) for item in items)
 
 
 def _draw(seed: int, item: Item) -> tuple[bytes, str]:

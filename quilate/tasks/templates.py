@@ -125,6 +125,7 @@ class PromptTemplate:
         Raises:
             ConfigError: see `SandboxedTemplate`.
         """
+        self.source = template
         self.instruction = instruction
         self._labels = list(verbalizers)
         self._template = SandboxedTemplate(template, name="template", names=("text", "labels"))

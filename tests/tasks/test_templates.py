@@ -1,0 +1,138 @@
+"""The sandbox: what templates may do, and every way out of it that we know."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from quilate.errors import ConfigError
+from quilate.tasks.templates import PromptTemplate, SandboxedTemplate
+
+ESCAPES = [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ text.__init__.__globals__ }}",
+    "{% if text.__class__ is defined %}x{% endif %}",
+    "{{ text['__class__'] }}",
+    "{{ text|attr('__class__') }}",
+    "{{ [text]|map(attribute='__class__')|list }}",
+    "{{ self.__init__ }}",
+    "{{ range.__self__ }}",
+    "{{ namespace.__init__ }}",
+    "{{ lipsum.__globals__['os'].popen('id') }}",
+    "{{ cycler.__init__ }}",
+    "{{ labels.append('x') }}",
+    "{{ dict(a=1).update(b=2) }}",
+    "{{ '{0.__class__}'.format(text) }}",
+    "{{ '{0.__class__}'.format_map(text) }}",
+    "{{ '%s' % text }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}",
+    "{% from 'os' import path %}",
+    "{% extends 'x' %}",
+]
+
+_GROW = "{%% set n = namespace(x=%s) %%}{%% for i in range(60) %%}%s{%% endfor %%}{{ n.x }}"
+BOMBS = [
+    "{{ 'a' * 10**9 }}",
+    "{{ 10**9 * 'a' }}",
+    "{{ [0] * 10**9 }}",
+    "{{ 2**9999999999 }}",
+    "{{ 'a'.center(10**9) }}",
+    "{{ 'a'|center(10**9) }}",
+    "{{ '{:>1000000000}'.format(1) }}",
+    "{{ '%1000000000d' % 1 }}",
+    "{% for i in range(10**9) %}a{% endfor %}",
+    "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    _GROW % ("'aa'", "{% set n.x = n.x ~ n.x %}"),
+    _GROW % ("'aa'", "{% set n.x = n.x + n.x %}"),
+    _GROW % ("'aa'", "{% set n.x = n.x.replace('a', 'aa') %}"),
+    _GROW % ("'aa'", "{% set n.x = n.x|replace('a', 'aa') %}"),
+    _GROW % ("'aa'", "{% set n.x = [n.x, n.x]|join %}"),
+    _GROW % ("'aa'", "{% set n.x = ','.join([n.x, n.x]) %}"),
+    _GROW % ("'aa'", "{% set n.x = [n.x, n.x]|tojson %}"),
+    _GROW % ("'aa'", "{% set n.x = [n.x, n.x]|string %}"),
+    _GROW % ("'aa'", "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}"),
+    _GROW % ("['a']", "{% set n.x = n.x + n.x %}"),
+    _GROW % ("['a']", "{% set n.x = [n.x, n.x] %}"),
+    _GROW % ("2", "{% set n.x = n.x * n.x %}"),
+]
+
+
+def render(source: str, **values: object) -> str:
+    return SandboxedTemplate(source, name="plantilla").render(**{"text": "año", "labels": ["sí", "no"], **values})
+
+
+@pytest.mark.parametrize("source", ESCAPES)
+def test_no_way_out_of_the_sandbox(source: str) -> None:
+    with pytest.raises(ConfigError, match="plantilla") as caught:
+        render(source)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("source", BOMBS)
+def test_growth_is_bounded(source: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ConfigError):
+        render(source)
+    assert time.monotonic() - started < 20
+
+
+def test_an_escape_is_called_one() -> None:
+    with pytest.raises(ConfigError, match="tries to leave its sandbox: access to '__class__' of a str"):
+        render("{{ text.__class__ }}")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{{ text }}|{{ labels }}", "año|sí, no"),
+        ("{{ labels|join(' / ') }}", "sí / no"),
+        ("{% for l in labels if l != 'no' %}{{ loop.index }}.{{ l|upper }}{% endfor %}", "1.SÍ"),
+        ("{{ none }}{{ text[:2] ~ 1 }}", "añ1"),
+        ("{{ text.replace('ñ', 'n').strip() }}{{ 7 % 4 }}", "ano3"),
+        ('{{ {"ñ": [1]}|tojson }}', '{"\\u00f1": [1]}'),
+        ("final\n", "final\n"),
+        ("{% set n = namespace(i=0) %}{% for l in labels %}{% set n.i = n.i + 1 %}{% endfor %}{{ n.i }}", "2"),
+    ],
+)
+def test_what_templates_are_for(source: str, expected: str) -> None:
+    assert render(source) == expected
+
+
+def test_text_is_never_read_as_a_template() -> None:
+    assert render("{{ text }}", text="{{ 7 * 7 }} <ñ>") == "{{ 7 * 7 }} <ñ>"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{{ text", "template line 1: unexpected end of template"),
+        ("{{ nada }}", "'nada' is undefined"),
+        ("{{ text.nada }}", "no attribute 'nada'"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ raise_exception('sin turno de usuario') }}", "sin turno de usuario"),
+    ],
+)
+def test_errors_say_what_is_wrong(source: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        render(source)
+
+
+def test_prompt_layout() -> None:
+    template = PromptTemplate("Texto: {{ text }}\nEtiqueta:", instruction="Clasifica.", verbalizers=["sí", "no"])
+    assert template.prompt("tos") == "Texto: tos\nEtiqueta:"
+    assert template.answer("sí") == " sí"
+    assert template.demonstration("tos", "sí") == "Texto: tos\nEtiqueta: sí\n\n"
+    assert template.prefix([("tos", "sí"), ("frío", "no")]) + template.prompt("ñ") == (
+        "Clasifica.\n\nTexto: tos\nEtiqueta: sí\n\nTexto: frío\nEtiqueta: no\n\nTexto: ñ\nEtiqueta:"
+    )
+    assert PromptTemplate("{{ text }}").prefix() == ""
+    assert PromptTemplate("{{ labels }}? {{ text }}", verbalizers=["a", "b"]).prompt("x") == "a, b? x"
+
+
+def test_prompt_template_refuses_unknown_variables_at_once() -> None:
+    with pytest.raises(ConfigError, match="uses 'texto', which is not defined here") as caught:
+        PromptTemplate("{{ texto }}")
+    assert "text, labels" in str(caught.value)
