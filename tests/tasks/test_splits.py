@@ -102,6 +102,22 @@ def test_large_groups_are_thinned_when_rows_abound() -> None:
     assert sum(map(len, everything.values())) == 4000  # without a limit on train nothing is wasted
 
 
+def test_thinning_does_not_change_the_labels_shares() -> None:
+    items = items_of([("a", n // 20) for n in range(4000)] + [("b", 1000 + n) for n in range(1000)])
+    parts = split(items, SplitConfig(train=100, dev=20, test=50))
+    assert {name: Counter(i.label for i in parts[name]) for name in NAMES} == {
+        "train": {"a": 80, "b": 20},
+        "dev": {"a": 16, "b": 4},
+        "test": {"a": 40, "b": 10},
+    }
+
+
+def test_a_limited_train_keeps_every_label() -> None:
+    items = items_of([("a", n) for n in range(2000)] + [("rara", 5000), ("rara", 5001)])
+    parts = split(items, SplitConfig(train=20, dev=10, test=30))
+    assert Counter(i.label for i in parts["train"])["rara"] == 1
+
+
 def test_a_label_with_one_group_stays_in_train() -> None:
     items = items_of([("a", n) for n in range(50)] + [("rara", 99)] * 5)
     parts = split(items, SplitConfig(dev=10, test=30))
