@@ -107,7 +107,7 @@ def test_undecided_with_the_said_number_of_items_gets_decided(make_arm: MakeArm)
         return judge(arms, gold, LABELS, None, dataclasses.replace(RULES, margin=0.04))
 
     small = [study(150, seed).recommendation for seed in range(10)]
-    assert sum(s.verdict == "undecided" for s in small) >= 7
+    assert sum(s.verdict == "undecided" for s in small) >= 5
     total = 150 + int(np.median([s.more_items for s in small if s.more_items]))
     decided = [study(total, seed).recommendation.arm for seed in range(100, 120)]
     assert sum(arm is not None for arm in decided) >= 16

@@ -1,0 +1,221 @@
+"""The report's fixed strings: key -> English, Spanish."""
+
+from __future__ import annotations
+
+_BOTH: dict[str, tuple[str, str]] = {
+    "title": ("Evidence: {task}", "Evidencia: {task}"),
+    "recommendation": ("Recommendation", "Recomendación"),
+    "standing": (
+        "{metric} on the same {items:items} for every method. Base model: {base}.",
+        "{metric} sobre los mismos {items:items} para todos los métodos. Modelo base: {base}.",
+    ),
+    "standing.groups": ("The items come from {groups:groups}.", "Los casos proceden de {groups:groups}."),
+    "metric.accuracy": ("Share of right answers (accuracy)", "Proporción de aciertos (exactitud)"),
+    "metric.macro_f1": ("Macro-F1", "Macro-F1"),
+    "short.accuracy": ("Right answers", "Aciertos"),
+    "short.macro_f1": ("Macro-F1", "Macro-F1"),
+    "warnings": ("Before you rely on this", "Antes de fiarse de esto"),
+    # arms
+    "arms": ("The methods compared", "Los métodos comparados"),
+    "arm": ("Method", "Método"),
+    "phase": ("Phase", "Fase"),
+    "interval": ("{confidence}% interval", "Intervalo del {confidence} %"),
+    "interval_over.items": ("over items", "sobre los casos"),
+    "interval_over.items and seeds": ("over items and seeds", "sobre casos y semillas"),
+    "seeds": ("Runs", "Ejecuciones"),
+    "cost": ("Cost", "Coste"),
+    "cost_1000": ("Per 1,000 predictions", "Por 1000 predicciones"),
+    "train_rows": ("Labelled rows", "Filas etiquetadas"),
+    "train_tokens": ("Training tokens", "Tokens de entrenamiento"),
+    "flops": ("Training compute", "Cómputo de entrenamiento"),
+    "memory": ("Peak memory", "Memoria máxima"),
+    "parameters": ("Trained parameters", "Parámetros entrenados"),
+    "verdict": ("Verdict", "Veredicto"),
+    "each_run": ("each run: {scores}", "cada ejecución: {scores}"),
+    "badge.recommended": ("recommended", "recomendado"),
+    "badge.contender": ("not ruled out", "no descartado"),
+    "badge.ruled_out": ("ruled out", "descartado"),
+    "badge.over_budget": ("over budget", "fuera de presupuesto"),
+    "badge.leaked": ("leaked", "con fuga"),
+    "phase.baseline": ("Baseline", "Referencia"),
+    "phase.in-context": ("Prompting", "Instrucciones"),
+    "phase.pretraining": ("Pretraining", "Preentrenamiento"),
+    "phase.adaptation": ("Adaptation", "Adaptación"),
+    "phase.fine-tuning": ("Fine-tuning", "Ajuste fino"),
+    "phase.alignment": ("Alignment", "Alineamiento"),
+    "costs.note": (
+        "Cost of one run, everything it stands on included; the mean over seeds.",
+        "Coste de una ejecución, con todo aquello en lo que se apoya; media sobre las semillas.",
+    ),
+    # figures
+    "figure.cost": ("Score against cost", "Puntuación frente a coste"),
+    "figure.cost.note": (
+        "Higher is better, further left is cheaper. Bars are intervals. The line joins the methods that no other beats "
+        "in both score and cost (the Pareto front). {items:items}; seeds as in the table.",
+        "Más arriba es mejor, más a la izquierda es más barato. Las barras son intervalos. La línea une los métodos a "
+        "los que ningún otro supera a la vez en puntuación y coste (frente de Pareto). {items:items}; semillas, las de "
+        "la tabla.",
+    ),
+    "axis.cost": ("Cost of one run (logarithmic)", "Coste de una ejecución (logarítmico)"),
+    "curves": ("Learning curves", "Curvas de aprendizaje"),
+    "curves.note": (
+        "Training loss, one line for each run, lightly smoothed; the faint line is the raw loss.",
+        "Pérdida de entrenamiento, una línea por ejecución, ligeramente suavizada; la línea tenue es la pérdida bruta.",
+    ),
+    "axis.step": ("Training step", "Paso de entrenamiento"),
+    "axis.loss": ("Loss (nats per token)", "Pérdida (nats por token)"),
+    "confusion": ("What is taken for what", "Qué se confunde con qué"),
+    "confusion.note": (
+        "{arm}: each row is a true label, each column the label it was given; a cell is the share of the row, in per "
+        "cent. {items:items}, {seeds:runs}.",
+        "{arm}: cada fila es una etiqueta verdadera y cada columna la etiqueta asignada; cada celda es la proporción de "
+        "la fila, en tanto por ciento. {items:items}, {seeds:runs}.",
+    ),
+    "axis.true": ("True label", "Etiqueta verdadera"),
+    "axis.given": ("Label given (number as on the left)", "Etiqueta asignada (número como a la izquierda)"),
+    "calibration": ("Do the probabilities mean what they say?", "¿Significan las probabilidades lo que dicen?"),
+    "calibration.note": (
+        "{arm}: items are sorted by confidence into bins of equal size. On the diagonal, of the items answered with 70% "
+        "confidence 70% are right; below it the method is overconfident. {items:items}, {seeds:runs}.",
+        "{arm}: los casos se ordenan por confianza en tramos de igual tamaño. En la diagonal, de los casos respondidos "
+        "con un 70 % de confianza acierta el 70 %; por debajo, el método se fía demasiado. {items:items}, {seeds:runs}.",
+    ),
+    "axis.confidence": ("Confidence", "Confianza"),
+    "axis.right": ("Share right", "Proporción de aciertos"),
+    "ece": ("Calibration error (ECE)", "Error de calibración (ECE)"),
+    "brier": ("Brier score (0 to 2)", "Puntuación de Brier (0 a 2)"),
+    "log_loss": ("Log loss (nats)", "Pérdida logarítmica (nats)"),
+    "lower_better": ("In all three, lower is better.", "En las tres, menos es mejor."),
+    # comparisons
+    "comparisons": ("Each pair compared", "Cada par comparado"),
+    "comparisons.note": (
+        "Differences in percentage points on the same {items:items}. “p, adjusted” allows for the {pairs:count} "
+        "comparisons made (Holm); below 0.05 the difference is hardly chance.",
+        "Diferencias en puntos porcentuales sobre los mismos {items:items}. «p, ajustada» tiene en cuenta las "
+        "{pairs:count} comparaciones hechas (Holm); por debajo de 0,05 la diferencia difícilmente es azar.",
+    ),
+    "better": ("Better", "Mejor"),
+    "worse": ("Worse", "Peor"),
+    "difference": ("Difference", "Diferencia"),
+    "p": ("p", "p"),
+    "p_holm": ("p, adjusted", "p, ajustada"),
+    "test": ("Test", "Prueba"),
+    "test.bootstrap": ("bootstrap", "bootstrap"),
+    "test.McNemar exact": ("McNemar, exact", "McNemar, exacta"),
+    "test.McNemar chi-square": ("McNemar, chi-square", "McNemar, ji cuadrado"),
+    # per class
+    "classes": ("Label by label", "Etiqueta por etiqueta"),
+    "classes.note": (
+        "F1 in per cent for every method, mean over its runs (100 is perfect). “Items” is how many test items have the "
+        "label: with few, the number says little.",
+        "F1 en tanto por ciento para cada método, media de sus ejecuciones (100 es perfecto). «Casos» es cuántos casos "
+        "de prueba tienen la etiqueta: si son pocos, la cifra dice poco.",
+    ),
+    "label": ("Label", "Etiqueta"),
+    "items": ("Items", "Casos"),
+    # language modelling
+    "modelling": ("Language modelling", "Modelado del lenguaje"),
+    "modelling.note": (
+        "Bits needed per byte of held-out text; lower is better.",
+        "Bits necesarios por byte de texto reservado; menos es mejor.",
+    ),
+    "model": ("Model", "Modelo"),
+    "corpus": ("Corpus", "Corpus"),
+    "bits": ("Bits per byte", "Bits por byte"),
+    # lineage
+    "lineage": ("Where it comes from", "De dónde procede"),
+    "lineage.note": (
+        "Every step from the source files to the results. The code is the fingerprint of all that went into a step: "
+        "the same code is the same result.",
+        "Cada paso desde los archivos de origen hasta los resultados. El código es la huella de todo lo que entró en un "
+        "paso: el mismo código es el mismo resultado.",
+    ),
+    "stage": ("Step", "Paso"),
+    "kind": ("Kind", "Tipo"),
+    "fingerprint": ("Code", "Código"),
+    "from": ("From", "A partir de"),
+    "time": ("Time", "Tiempo"),
+    "reused": ("reused", "reutilizado"),
+    # data
+    "data": ("The data, and what was left out", "Los datos, y lo que quedó fuera"),
+    "data.rows": ("Rows", "Filas"),
+    "data.train": ("Training", "Entrenamiento"),
+    "data.dev": ("Development", "Desarrollo"),
+    "data.test": ("Test", "Prueba"),
+    "data.labels": ("Labels", "Etiquetas"),
+    "data.language": ("Language", "Idioma"),
+    "data.group": ("Kept together by", "Agrupados por"),
+    "data.groups_in_test": ("Groups in the test rows", "Grupos en las filas de prueba"),
+    "data.dropped": ("Dropped: {reason}", "Descartadas: {reason}"),
+    "data.nothing_dropped": ("No row was dropped.", "No se descartó ninguna fila."),
+    "data.quarantined": ("Quarantined (unreadable)", "En cuarentena (ilegibles)"),
+    "data.truncated": ("Truncated (too long)", "Truncadas (demasiado largas)"),
+    "data.leak": ("Is the test text in the training text?", "¿Está el texto de prueba en el de entrenamiento?"),
+    "leak.clean": ("No", "No"),
+    "leak.leaked, allowed": ("Yes; the run was told to go on", "Sí; se pidió seguir adelante"),
+    "leak.not run": ("Not checked", "No se comprobó"),
+    "data.by_arm": ("Counted in each method", "Contado en cada método"),
+    "count.truncated": ("truncated", "truncadas"),
+    "count.dropped": ("dropped", "descartadas"),
+    "count.skipped": ("skipped", "omitidas"),
+    "count.unseen_label": ("label not seen in training", "etiqueta no vista en el entrenamiento"),
+    # machine
+    "machine": ("Where the times were taken", "Dónde se midieron los tiempos"),
+    "machine.cpu": ("Processor", "Procesador"),
+    "machine.cores": ("Cores", "Núcleos"),
+    "machine.memory": ("Memory", "Memoria"),
+    "machine.gpu": ("Accelerator", "Acelerador"),
+    "machine.gpu.none": ("none", "ninguno"),
+    "machine.load": ("Load while timing", "Carga durante la medición"),
+    "machine.load.value": ("{load:decimal} on {cores:count} cores", "{load:decimal} con {cores:count} núcleos"),
+    "machine.load.unknown": ("not measured", "no se midió"),
+    "machine.torch": ("PyTorch", "PyTorch"),
+    "machine.dtype": ("Number format", "Formato numérico"),
+    "machine.platform": ("System", "Sistema"),
+    # method
+    "method": ("How this was computed", "Cómo se calculó"),
+    "method.items": (
+        "Every method answered the same {items:items} of the test set, which none of them saw in training.",
+        "Todos los métodos respondieron a los mismos {items:items} de prueba, que ninguno vio al entrenar.",
+    ),
+    "method.interval": (
+        "Intervals: the test items are drawn again at random, with repetition, {resamples:count} times, and every method "
+        "is scored on each draw. The middle {confidence}% of the scores is the interval; two methods are always compared "
+        "on the same draw. It is never narrower than what so few items could hide.",
+        "Intervalos: los casos de prueba se vuelven a sortear, con repetición, {resamples:count} veces, y cada método se "
+        "puntúa en cada sorteo. El {confidence} % central de las puntuaciones es el intervalo; dos métodos se comparan "
+        "siempre en el mismo sorteo. Nunca es más estrecho que lo que tan pocos casos podrían ocultar.",
+    ),
+    "method.groups": (
+        "Items of one group are drawn together, as they are not independent of one another.",
+        "Los casos de un mismo grupo se sortean juntos, porque no son independientes entre sí.",
+    ),
+    "method.seeds": (
+        "A seed is one training run with its own random start and order. With at least 5 seeds the runs are drawn too; "
+        "with fewer, the interval is over items only, and says so. A deterministic method needs one run.",
+        "Una semilla es una ejecución del entrenamiento con su propio inicio y orden al azar. Con al menos 5 semillas "
+        "también se sortean las ejecuciones; con menos, el intervalo abarca solo los casos, y así se indica. A un método "
+        "determinista le basta una ejecución.",
+    ),
+    "method.rule": (
+        "Recommendation: the cheapest method over which no other can have an advantage of {margin:points} or more, "
+        "judging by the upper end of the interval of the difference. If no method meets this, the answer is "
+        "“undecided”, with the number of items that would decide.",
+        "Recomendación: el método más barato sobre el que ningún otro puede tener una ventaja de {margin:points} o más, "
+        "según el extremo superior del intervalo de la diferencia. Si ninguno lo cumple, la respuesta es «sin decidir», "
+        "con el número de casos que decidirían.",
+    ),
+    "method.budget": ("Budget for each method: {budget}.", "Presupuesto para cada método: {budget}."),
+    "method.budget.none": ("No budget was set.", "No se fijó presupuesto."),
+    "method.budget.tokens": ("{tokens:count} training tokens", "{tokens:count} tokens de entrenamiento"),
+    "footer": (
+        "Recipe {recipe} · quilate {version} · base model {base} ({parameters} parameters, {sha})",
+        "Receta {recipe} · quilate {version} · modelo base {base} ({parameters} parámetros, {sha})",
+    ),
+    "numbers": ("The numbers", "Las cifras"),
+}
+
+STRINGS: dict[str, dict[str, str]] = {
+    "en": {key: english for key, (english, _) in _BOTH.items()},
+    "es": {key: spanish for key, (_, spanish) in _BOTH.items()},
+}

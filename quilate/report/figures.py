@@ -1,0 +1,251 @@
+"""Figures as inline SVG whose colours are CSS variables, so that one figure serves light, dark and print.
+
+matplotlib draws with marker colours that no one would choose (`_INK`, ...); in the finished SVG each becomes
+`var(--...)`. Text stays text: it can be read aloud, searched and copied, in the page's own font.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any, Literal
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from quilate.evaluation.schema import ArmEvidence
+from quilate.report.language import Language
+
+Width = Literal["wide", "narrow"]
+
+_INK, _MUTED, _LINE, _ACCENT, _PAPER = "#010203", "#020304", "#030405", "#040506", "#050607"
+_SERIES = ("#060708", "#07080a", "#08090b", "#090a0c", "#0a0b0d", "#0b0c0e")
+_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", _ACCENT: "--accent", _PAPER: "--paper"}
+_VARIABLES |= {marker: f"--series-{index}" for index, marker in enumerate(_SERIES)}
+_SECONDS = (0.001, 0.01, 0.1, 1, 10, 60, 600, 3600, 36_000, 86_400, 864_000)  # readable ticks of a time axis
+_CHEAPEST = 0.001  # seconds; a logarithmic axis has no zero
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "quilate",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.edgecolor": _LINE,
+    "axes.labelcolor": _MUTED,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+}
+
+
+def _svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an <svg> element without prolog, metadata, namespaces or fixed size."""
+    buffer = io.StringIO()
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = (
+        re.sub(r'\s(?:xmlns(?::\w+)?|version|width|height)="[^"]*"', "", text[: text.index(">")])
+        + text[text.index(">") :]
+    )
+    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)  # several figures share one page
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    for marker, variable in _VARIABLES.items():
+        text = text.replace(marker, f"var({variable})")
+    label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def _axes(width: Width, wide: tuple[float, float], narrow: tuple[float, float]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=wide if width == "wide" else narrow, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def cost_and_score(arms: list[ArmEvidence], highlighted: str | None, t: Language, metric: str, width: Width) -> str:
+    """Arms against cost: points with intervals, the Pareto front as a line, the recommended arm in colour."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(width, (8.4, 4.3), (4.0, 4.4))
+        seconds = {arm.name: max(arm.cost.seconds, _CHEAPEST) for arm in arms}
+        front = sorted((arm for arm in arms if arm.on_pareto_front), key=lambda arm: arm.cost.seconds)
+        axes.plot(
+            [seconds[a.name] for a in front], [a.score for a in front], color=_MUTED, lw=1, ls=(0, (4, 3)), zorder=2
+        )
+        for arm in arms:
+            colour = _ACCENT if arm.name == highlighted else _INK
+            x, (low, high) = seconds[arm.name], arm.ci95
+            axes.plot([x, x], [low, high], color=colour, lw=1.6, zorder=3, solid_capstyle="round")
+            face = colour if arm.on_pareto_front else _PAPER
+            axes.plot([x], [arm.score], marker="o", ms=7, mfc=face, mec=colour, mew=1.6, zorder=4)
+        low_x, high_x = min(seconds.values()), max(seconds.values())
+        axes.set_xscale("log")
+        axes.set_xlim(low_x / 3, high_x * (high_x / low_x) ** (0.1 if width == "wide" else 0.2) * 3)
+        axes.set_ylim(0, min(1.0, max(arm.ci95[1] for arm in arms) * 1.12 + 0.02))
+        ticks = [s for s in _SECONDS if low_x / 3 <= s <= axes.get_xlim()[1]]
+        axes.xaxis.set_major_locator(FixedLocator(ticks[:: 2 if width == "narrow" and len(ticks) > 4 else 1]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda s, _: _tick(s, t)))
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda share, _: t.percent(share).replace(".0", "").replace(",0", ""))
+        )
+        axes.set_xlabel(t("axis.cost"))
+        axes.set_title(t(f"short.{metric}"), loc="left", fontsize=10, color=_MUTED)
+        _name_points(figure, axes, arms, seconds, highlighted)
+        return _svg(figure, f"cost-{width}", t("figure.cost"))
+
+
+def _tick(seconds: float, t: Language) -> str:
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"), (0.001, "ms")):
+        if seconds >= size:
+            return f"{t.count(seconds / size)} {unit}"
+    return t.duration(seconds)
+
+
+def _name_points(
+    figure: Figure, axes: Axes, arms: list[ArmEvidence], seconds: dict[str, float], highlighted: str | None
+) -> None:
+    """Write each arm's name beside its point, moved up or down until it covers no other name, point or bar."""
+    figure.draw_without_rendering()  # fixes the layout, so that data coordinates have places
+    to_pixels = axes.transData.transform
+    scale = figure.dpi / 72
+    taken = []
+    for arm in arms:
+        (x, low), (_, high) = to_pixels([(seconds[arm.name], arm.ci95[0]), (seconds[arm.name], arm.ci95[1])])
+        taken.append((x - 5 * scale, min(low, high) - 2, x + 5 * scale, max(low, high) + 2))
+    frame = axes.bbox
+    for arm in sorted(arms, key=lambda arm: (arm.name != highlighted, -arm.score)):
+        x, y = to_pixels((seconds[arm.name], arm.score))
+        wide, tall = len(arm.name) * 5.6 * scale, 13 * scale
+        best = None
+        for shift in (0, 14, -14, 28, -28, 42, -42, 56, -56, 70, -70):
+            for side in (1, -1):
+                left = x + 9 * scale if side == 1 else x - 9 * scale - wide
+                box = (left, y + shift * scale - tall / 2, left + wide, y + shift * scale + tall / 2)
+                inside = (
+                    frame.x0 <= box[0] and box[2] <= frame.x1 + 4 and frame.y0 <= box[1] and box[3] <= frame.y1 + tall
+                )
+                if inside and not any(_overlap(box, other) for other in taken):
+                    best = best or (side, shift, box)
+        side, shift, box = best or (1, 0, (x, y, x + wide, y + tall))
+        taken.append(box)
+        axes.annotate(
+            arm.name,
+            (seconds[arm.name], arm.score),
+            xytext=(9 * side, shift),
+            textcoords="offset points",
+            ha="left" if side == 1 else "right",
+            va="center",
+            color=_ACCENT if arm.name == highlighted else _INK,
+            fontweight="bold" if arm.name == highlighted else "normal",
+            parse_math=False,
+        )
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def learning_curves(arms: list[ArmEvidence], t: Language, width: Width) -> str | None:
+    """Training loss by step, a colour an arm, a line a seed; None if nothing was trained."""
+    trained = [arm for arm in arms if any(_points(curve) for curve in arm.learning_curves)]
+    if not trained:
+        return None
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(width, (8.4, 3.6), (4.0, 3.6))
+        for index, arm in enumerate(trained):
+            colour = _SERIES[index % len(_SERIES)]
+            for run, curve in enumerate(arm.learning_curves):
+                steps, losses = zip(*_points(curve), strict=True) if _points(curve) else ((), ())
+                style = ("-", (0, (5, 2)), (0, (1, 1.5)))[run % 3]
+                axes.plot(steps, losses, color=colour, lw=0.7, alpha=0.3)
+                axes.plot(steps, _smoothed(losses), color=colour, lw=1.6, ls=style, label=None if run else arm.name)
+        axes.set_xlabel(t("axis.step"))
+        axes.set_title(t("axis.loss"), loc="left", fontsize=10, color=_MUTED)
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: t.decimal(value, 1)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: t.count(value)))
+        for text in axes.legend(frameon=False, labelcolor=_INK).get_texts():
+            text.set_parse_math(False)
+        return _svg(figure, f"curves-{width}", t("curves"))
+
+
+def _points(curve: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    return [(row["step"], row["loss"]) for row in curve if row.get("loss") is not None]
+
+
+def _smoothed(losses: tuple[float, ...], memory: float = 0.8) -> list[float]:
+    """Exponential moving average, started at the first value with its bias removed."""
+    smooth, total, weight = [], 0.0, 0.0
+    for loss in losses:
+        total, weight = memory * total + (1 - memory) * loss, memory * weight + (1 - memory)
+        smooth.append(total / weight)
+    return smooth
+
+
+def confusion(arm: ArmEvidence, labels: list[str], t: Language) -> str:
+    """The confusion matrix, rows normalized; labels are written once and numbered, so that long names fit."""
+    size = len(labels)
+    cell = 0.30
+    longest = min(max(map(len, labels)), 44)
+    with mpl.rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(size * cell + longest * 0.083 + 0.8, size * cell + 0.9), layout="constrained")
+        axes = figure.add_subplot()
+        for row, counts in enumerate(arm.confusion):
+            total = sum(counts)
+            for column, count in enumerate(counts):
+                share = count / total if total else 0.0
+                if not count:
+                    continue
+                colour = _ACCENT if row == column else _SERIES[1]
+                axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fc=colour, alpha=0.12 + 0.88 * share, lw=0))
+                if share >= 0.005:
+                    ink = _PAPER if share > 0.45 else _INK
+                    axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
+        axes.set_xlim(-0.5, size - 0.5)
+        axes.set_ylim(size - 0.5, -0.5)
+        axes.set_aspect("equal")
+        axes.set_xticks(range(size), [str(k + 1) for k in range(size)], fontsize=8)
+        names = [label if len(label) <= longest else label[: longest - 1] + "…" for label in labels]
+        axes.set_yticks(
+            range(size), [f"{name}  {k + 1}" for k, name in enumerate(names)], fontsize=8.5, parse_math=False
+        )
+        axes.tick_params(length=0, labelcolor=_INK)
+        axes.xaxis.tick_top()
+        axes.set_xlabel(t("axis.given"))
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        for edge in range(size + 1):
+            axes.plot([-0.5, size - 0.5], [edge - 0.5, edge - 0.5], color=_LINE, lw=0.5, zorder=0)
+            axes.plot([edge - 0.5, edge - 0.5], [-0.5, size - 0.5], color=_LINE, lw=0.5, zorder=0)
+        return _svg(figure, "confusion", t("confusion"))
+
+
+def reliability(arm: ArmEvidence, t: Language) -> str:
+    """The reliability diagram; a point's area is the number of items in its bin."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes("wide", (4.0, 3.8), (4.0, 3.8))
+        bins = arm.calibration.bins
+        largest = max(b.items for b in bins)
+        axes.plot([0, 1], [0, 1], color=_MUTED, lw=1, ls=(0, (4, 3)))
+        axes.plot([b.confidence for b in bins], [b.accuracy for b in bins], color=_ACCENT, lw=1.2)
+        sizes = [12 + 28 * b.items / largest for b in bins]
+        axes.scatter([b.confidence for b in bins], [b.accuracy for b in bins], s=sizes, color=_ACCENT, zorder=3)
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.02)
+        axes.set_aspect("equal")
+        plain = FuncFormatter(lambda share, _: t.percent(share).replace(".0", "").replace(",0", ""))
+        axes.xaxis.set_major_formatter(plain)
+        axes.yaxis.set_major_formatter(plain)
+        axes.set_xlabel(t("axis.confidence"))
+        axes.set_title(t("axis.right"), loc="left", fontsize=10, color=_MUTED)
+        return _svg(figure, "reliability", t("calibration"))

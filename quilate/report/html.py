@@ -1,0 +1,78 @@
+"""One self-contained HTML file: no script, no request, readable from file://, on paper and in the dark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from quilate.evaluation.evidence import parse
+from quilate.evaluation.schema import ArmEvidence, Evidence
+from quilate.report import figures
+from quilate.report.language import Language
+from quilate.report.table import badge_of
+
+
+def render_html(evidence: dict[str, Any], lang: str = "en") -> str:
+    """The report of an evidence.
+
+    Args:
+        evidence: the content of `evidence.json`.
+        lang: "en" or "es".
+
+    Raises:
+        DataError: `evidence` is not evidence of this version.
+        UsageError: there is no such language.
+    """
+    found, t = parse(evidence), Language(lang)
+    environment = Environment(
+        loader=PackageLoader("quilate.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = Markup(environment.get_template("style.css").render())  # noqa: S704 - our own file
+    shown = _shown_arm(found)
+    return environment.get_template("evidence.html.jinja").render(
+        e=found,
+        t=t,
+        lang=lang,
+        style=style,
+        shown=shown,
+        badges={arm.name: badge_of(arm, found) for arm in found.arms},
+        figure=_figures(found, shown, t),
+        confidence=f"{100 * found.rules.confidence:g}",
+        budget=_budget(found, t),
+        sources={link.id: link.stage for link in found.lineage},
+    )
+
+
+def _shown_arm(evidence: Evidence) -> ArmEvidence:
+    """The arm whose details are shown: the recommended one, else the one with the highest score."""
+    named = [arm for arm in evidence.arms if arm.name == evidence.recommendation.arm]
+    return named[0] if named else max(evidence.arms, key=lambda arm: arm.score)
+
+
+def _figures(evidence: Evidence, shown: ArmEvidence, t: Language) -> dict[str, Markup | None]:
+    """The figures by name; those that carry wide text come in two widths, of which CSS shows one."""
+    arms, chosen, metric = evidence.arms, evidence.recommendation.arm, evidence.metric
+    drawn = {
+        "cost_wide": figures.cost_and_score(arms, chosen, t, metric, "wide"),
+        "cost_narrow": figures.cost_and_score(arms, chosen, t, metric, "narrow"),
+        "curves_wide": figures.learning_curves(arms, t, "wide"),
+        "curves_narrow": figures.learning_curves(arms, t, "narrow"),
+        "confusion": figures.confusion(shown, evidence.labels, t),
+        "reliability": figures.reliability(shown, t),
+    }
+    return {name: None if svg is None else Markup(svg) for name, svg in drawn.items()}  # noqa: S704 - escaped by matplotlib
+
+
+def _budget(evidence: Evidence, t: Language) -> str | None:
+    parts = []
+    if evidence.rules.budget_seconds is not None:
+        parts.append(t.duration(evidence.rules.budget_seconds))
+    if evidence.rules.budget_tokens is not None:
+        parts.append(t("method.budget.tokens", tokens=evidence.rules.budget_tokens))
+    return t.names(parts) if parts else None
