@@ -9,6 +9,7 @@ Not covered: the time that nested loops over long *input* take.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -49,6 +50,8 @@ class SandboxedTemplate:
         source: Jinja text.
         name: what it is, for messages: "text", "template", "chat template of MODEL".
         names: the variables it may use; None allows any (an undefined one then fails when it is rendered).
+        chat: read it as transformers reads a model's chat template: block tags swallow their line's white space, and
+            an undefined variable is empty, since optional ones (tools, documents) are tested for.
 
     Raises:
         ConfigError: it is not Jinja, uses a variable outside `names`, or includes or imports another template.
@@ -60,9 +63,10 @@ class SandboxedTemplate:
         *,
         name: str,
         names: Iterable[str] | None = None,
+        chat: bool = False,
     ) -> None:
         self.name = name
-        self._environment = _Sandbox()
+        self._environment = _Sandbox(chat)
         try:
             self._template = self._environment.from_string(source)
             used = meta.find_undeclared_variables(self._environment.parse(source))
@@ -199,24 +203,24 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(["+", "*", "**", "%"])
     concat = staticmethod(_concatenate)
 
-    def __init__(self) -> None:
+    def __init__(self, chat: bool) -> None:
         super().__init__(
-            undefined=jinja2.StrictUndefined,
-            finalize=_shown,
+            undefined=jinja2.Undefined if chat else jinja2.StrictUndefined,
+            finalize=_bounded if chat else _shown,
             autoescape=False,
-            keep_trailing_newline=True,
+            keep_trailing_newline=not chat,
+            trim_blocks=chat,
+            lstrip_blocks=chat,
             extensions=["jinja2.ext.loopcontrols"],
         )
         self.steps = 0
         self.filters = {name: self.filters[name] for name in _FILTERS.split()}
-        to_json, to_string = self.filters["tojson"], self.filters["string"]
+        to_string = self.filters["string"]
         self.filters |= {
             "join": _join,
             "replace": _replace,
             "string": lambda value: to_string(_bounded(value)),
-            "tojson": jinja2.pass_eval_context(
-                lambda context, value, indent=None: to_json(context, _bounded(value), indent)
-            ),
+            "tojson": _to_json,
         }
         self.globals = {
             "range": self._range,
@@ -287,6 +291,11 @@ def _join(values: Iterable[Any], separator: str = "", attribute: str | int | Non
     pieces = [str(_shown(value)) for value in _bounded(list(values))]
     _check_size(sum(map(len, pieces)) + len(separator) * len(pieces))
     return separator.join(pieces)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """Plain JSON, as transformers has it; Jinja's own filter escapes for HTML and spells `ñ` as an escape."""
+    return json.dumps(_bounded(value), ensure_ascii=False, indent=None if indent is None else min(indent, 8))
 
 
 def _replace(text: str, old: str, new: str, count: int = -1) -> str:

@@ -92,7 +92,7 @@ def test_an_escape_is_called_one() -> None:
         ("{% for l in labels if l != 'no' %}{{ loop.index }}.{{ l|upper }}{% endfor %}", "1.SÍ"),
         ("{{ none }}{{ text[:2] ~ 1 }}", "añ1"),
         ("{{ text.replace('ñ', 'n').strip() }}{{ 7 % 4 }}", "ano3"),
-        ('{{ {"ñ": [1]}|tojson }}', '{"\\u00f1": [1]}'),
+        ('{{ {"ñ": "<b>"}|tojson }}', '{"ñ": "<b>"}'),
         ("final\n", "final\n"),
         ("{% set n = namespace(i=0) %}{% for l in labels %}{% set n.i = n.i + 1 %}{% endfor %}{{ n.i }}", "2"),
     ],
@@ -136,3 +136,34 @@ def test_prompt_template_refuses_unknown_variables_at_once() -> None:
     with pytest.raises(ConfigError, match="uses 'texto', which is not defined here") as caught:
         PromptTemplate("{{ texto }}")
     assert "text, labels" in str(caught.value)
+
+
+CHATML = """{%- if tools %}
+    {{- tools|tojson }}
+{%- endif %}
+{% for message in messages %}
+    {% if loop.first and message.role != 'system' %}
+{{ '<|im_start|>system\\nEres útil.<|im_end|>\\n' }}
+    {% endif %}
+{{ '<|im_start|>' + message['role'] + '\\n' + message.content | trim + '<|im_end|>' }}
+{% endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
+"""
+
+
+@pytest.mark.parametrize("tools", [None, [{"name": "buscar", "description": "búsqueda <rápida>"}]])
+@pytest.mark.parametrize("opening", [[], [{"role": "system", "content": "Sé breve."}]])
+def test_chat_templates_render_as_in_transformers(tools: list | None, opening: list) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = [*opening, {"role": "user", "content": " ¿Qué es la tos? "}]
+    theirs, _ = render_jinja_template([messages], tools=tools, chat_template=CHATML, add_generation_prompt=True)
+    template = SandboxedTemplate(CHATML, name="chat template", chat=True)
+    given = {"tools": tools} if tools else {}
+    assert template.render(messages=messages, add_generation_prompt=True, **given) == theirs[0]
+
+
+@pytest.mark.parametrize("source", [*ESCAPES, *BOMBS])
+def test_chat_templates_are_confined_too(source: str) -> None:
+    with pytest.raises(ConfigError):
+        SandboxedTemplate(source, name="chat template", chat=True).render(text="año", labels=["sí"])
