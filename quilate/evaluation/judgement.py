@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -247,8 +248,10 @@ def _compare(
     clustered: bool,
     rules: Rules,
 ) -> list[Comparison]:
-    """Every pair once, the nominally better arm first."""
+    """Every pair once, the nominally better arm first; the best arm's pairs lead, its closest rival at the top."""
     pairs = [(a, b) for a, b in between if (between[a, b].estimate, b) > (between[b, a].estimate, a)]
+    wins = Counter(a for a, _ in pairs)
+    pairs.sort(key=lambda pair: (-wins[pair[0]], between[pair].estimate))
     tests = []
     for a, b in pairs:
         single = len(outcomes[a].probabilities) == len(outcomes[b].probabilities) == 1

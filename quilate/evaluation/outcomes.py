@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quilate.evaluation.statistics import Metric
+if TYPE_CHECKING:  # the arithmetic behind it takes half a second to import, which every stage would pay
+    from quilate.evaluation.statistics import Metric
 
 Phase = Literal["baseline", "in-context", "pretraining", "adaptation", "fine-tuning", "alignment"]
 

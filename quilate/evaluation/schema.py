@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,7 @@ SCHEMA: Literal["quilate.evidence/1"] = "quilate.evidence/1"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+Scalar = bool | int | float | str | None
 Amount = Annotated[float, Field(ge=0)]
 
 
@@ -26,7 +27,7 @@ class Notice(Part):
     """A sentence as data: `code` picks the wording (quilate.evaluation.wording), `values` fill it in any language."""
 
     code: str
-    values: dict[str, Any] = {}
+    values: dict[str, Scalar | list[Scalar]] = {}
 
 
 class ArmCost(Part):
@@ -85,7 +86,7 @@ class ArmEvidence(Part):
     per_class: list[ClassEvidence]
     confusion: list[list[Count]]
     calibration: CalibrationEvidence
-    learning_curves: list[list[dict[str, Any]]]
+    learning_curves: list[list[dict[str, Scalar]]]
     counts: dict[str, Count]
     stages: list[str]
 

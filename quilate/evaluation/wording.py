@@ -52,7 +52,7 @@ def points(difference: float, lang: str) -> str:
 
 def duration(seconds: float, lang: str) -> str:
     """Two units at most: 0.2 s, 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
-    if seconds < 0.0005:
+    if seconds < 0.001:
         return "< 1 ms".replace(" ", "\N{NO-BREAK SPACE}")
     if seconds < 1:
         text = f"{seconds * 1000:.0f} ms"
@@ -95,6 +95,8 @@ class _Formatter(string.Formatter):
             return number(value, 0, self.lang)
         if format_spec == "decimal":
             return number(value, 1, self.lang)
+        if format_spec == "bare":
+            return number(100 * value, 1, self.lang)
         if format_spec == "factor":
             return number(value, 0 if value >= 10 else 1, self.lang)
         by_meaning: dict[str, Callable[[Any, str], str]] = {
@@ -146,7 +148,7 @@ ENGLISH = {
     "cheaper_fails": "The best of the cheaper methods, {cheaper}, may be behind by up to {bound:points}.",
     "costs_less": "The highest score, {score:percent} by {best}, cost {factor:factor} times as much "
     "({best_seconds:duration} against {seconds:duration}).",
-    "training_bought": "Training bought {difference:points} ({low:points} to {high:points}) over the best method "
+    "training_bought": "Training bought {difference:points} ({low:bare} to {high:bare}) over the best method "
     "without training, {other}, and cost {seconds:duration}.",
     "undecided_between": "On {items:items}, {arms:names} cannot be told apart to within {margin:points}.",
     "undecided_one": "{arm} leads, but on {items:items} the others cannot be ruled out.",
@@ -194,13 +196,13 @@ SPANISH = {
     "{items:items}, {seeds:runs}).",
     "clearly_best": "Todos los demás métodos son peores; el más cercano, {other}, por {difference:points} (de "
     "{low:points} a {high:points}).",
-    "within_margin": "Ningún otro método puede ser mejor por {margin:points}, el margen que usted fijó: "
+    "within_margin": "Ningún otro método puede superarlo en {margin:points}, el margen que usted fijó: "
     "el que más se acerca es {other}, con {bound:points} como mucho.",
     "cheapest": "Además es el más barato.",
     "cheaper_fails": "El mejor de los métodos más baratos, {cheaper}, puede quedar hasta {bound:points} por debajo.",
     "costs_less": "La puntuación más alta, {score:percent} con {best}, multiplicó el coste por {factor:factor} "
     "({best_seconds:duration} frente a {seconds:duration}).",
-    "training_bought": "Entrenar aportó {difference:points} (de {low:points} a {high:points}) sobre el mejor método "
+    "training_bought": "Entrenar aportó {difference:points} (de {low:bare} a {high:bare}) sobre el mejor método "
     "sin entrenamiento, {other}, y costó {seconds:duration}.",
     "undecided_between": "Con {items:items}, no es posible distinguir entre {arms:names} con un margen de "
     "{margin:points}.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,11 +42,7 @@ def resolve_model(source: str, *, base: Path = Path(), note: Callable[[str], Non
         ModelError: nothing there, cut short, pickles only, or it asks for remote code.
         MachineError: a named package is not installed, or the hub cannot be reached.
     """
-    if source.startswith("package:"):
-        path = _gguf_of_package(source.removeprefix("package:"))
-    else:
-        path = Path(os.path.expandvars(source)).expanduser()
-        path = path if path.is_absolute() else base / path
+    path = _path_of(source, base)
     if path.is_dir():
         directory = path.resolve()
     elif path.suffix == ".gguf" and path.is_file():
@@ -58,6 +55,11 @@ def resolve_model(source: str, *, base: Path = Path(), note: Callable[[str], Non
         raise ModelError(f"no model at {path}", hint="name a model directory, a .gguf file, package:NAME or a hub name owner/model")
     check_model_directory(directory)
     return LocalModel(directory, source, fingerprint(directory))
+
+
+def model_name(directory: Path) -> str:
+    """A name for people: the directory's, without the digest that a converted model's folder ends in."""
+    return re.sub(r"(\.Q\d\w*)?-[0-9a-f]{16}$", "", directory.name)
 
 
 def fingerprint(directory: Path) -> str:
@@ -176,3 +178,22 @@ def _downloaded(name: str, note: Callable[[str], None]) -> Path:
             f"no model directory '{name}' here, and the hub did not give it: {type(error).__name__}",
             hint="check the name, or fetch the model elsewhere and name its folder (docs/offline.md)",
         ) from error
+
+
+def content_of_model(source: str, base: Path) -> str:
+    """A digest of the model's content before anything is converted; of the name alone for a hub name not on disk.
+
+    Raises:
+        ModelError, MachineError: as `resolve_model`.
+    """
+    path = _path_of(source, base)
+    if path.is_dir():
+        return fingerprint(path)
+    return sha256_of_file(path) if path.is_file() else digest(source)
+
+
+def _path_of(source: str, base: Path) -> Path:
+    if source.startswith("package:"):
+        return _gguf_of_package(source.removeprefix("package:"))
+    path = Path(os.path.expandvars(source)).expanduser()
+    return path if path.is_absolute() else base / path

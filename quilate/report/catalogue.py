@@ -4,7 +4,6 @@ from __future__ import annotations
 
 _BOTH: dict[str, tuple[str, str]] = {
     "title": ("Evidence: {task}", "Evidencia: {task}"),
-    "recommendation": ("Recommendation", "Recomendación"),
     "standing": (
         "{metric} on the same {items:items} for every method. Base model: {base}.",
         "{metric} sobre los mismos {items:items} para todos los métodos. Modelo base: {base}.",
@@ -19,7 +18,8 @@ _BOTH: dict[str, tuple[str, str]] = {
     "arms": ("The methods compared", "Los métodos comparados"),
     "arm": ("Method", "Método"),
     "phase": ("Phase", "Fase"),
-    "interval": ("{confidence}% interval", "Intervalo del {confidence} %"),
+    "interval": ("{confidence}% interval", "Intervalo del {confidence}\N{NO-BREAK SPACE}%"),
+    "range": ("{low} to {high}", "de {low} a {high}"),
     "interval_over.items": ("over items", "sobre los casos"),
     "interval_over.items and seeds": ("over items and seeds", "sobre casos y semillas"),
     "seeds": ("Runs", "Ejecuciones"),
@@ -31,7 +31,6 @@ _BOTH: dict[str, tuple[str, str]] = {
     "memory": ("Peak memory", "Memoria máxima"),
     "parameters": ("Trained parameters", "Parámetros entrenados"),
     "verdict": ("Verdict", "Veredicto"),
-    "each_run": ("each run: {scores}", "cada ejecución: {scores}"),
     "badge.recommended": ("recommended", "recomendado"),
     "badge.contender": ("not ruled out", "no descartado"),
     "badge.ruled_out": ("ruled out", "descartado"),
@@ -64,21 +63,24 @@ _BOTH: dict[str, tuple[str, str]] = {
     ),
     "axis.step": ("Training step", "Paso de entrenamiento"),
     "axis.loss": ("Loss (nats per token)", "Pérdida (nats por token)"),
+    "swipe": ("Swipe sideways to see all of it.", "Deslice hacia un lado para verlo entero."),
     "confusion": ("What is taken for what", "Qué se confunde con qué"),
     "confusion.note": (
         "{arm}: each row is a true label, each column the label it was given; a cell is the share of the row, in per "
         "cent. {items:items}, {seeds:runs}.",
-        "{arm}: cada fila es una etiqueta verdadera y cada columna la etiqueta asignada; cada celda es la proporción de "
+        "{arm}: cada fila es una etiqueta verdadera y cada columna la etiqueta asignada; cada celda es la proporción "
+        "de "
         "la fila, en tanto por ciento. {items:items}, {seeds:runs}.",
     ),
-    "axis.true": ("True label", "Etiqueta verdadera"),
     "axis.given": ("Label given (number as on the left)", "Etiqueta asignada (número como a la izquierda)"),
     "calibration": ("Do the probabilities mean what they say?", "¿Significan las probabilidades lo que dicen?"),
     "calibration.note": (
-        "{arm}: items are sorted by confidence into bins of equal size. On the diagonal, of the items answered with 70% "
+        "{arm}: items are sorted by confidence into bins of equal size. On the diagonal, of the items answered with "
+        "70% "
         "confidence 70% are right; below it the method is overconfident. {items:items}, {seeds:runs}.",
         "{arm}: los casos se ordenan por confianza en tramos de igual tamaño. En la diagonal, de los casos respondidos "
-        "con un 70 % de confianza acierta el 70 %; por debajo, el método se fía demasiado. {items:items}, {seeds:runs}.",
+        "con un 70 % de confianza acierta el 70 %; por debajo, el método se fía demasiado. {items:items}, "
+        "{seeds:runs}.",
     ),
     "axis.confidence": ("Confidence", "Confianza"),
     "axis.right": ("Share right", "Proporción de aciertos"),
@@ -89,16 +91,16 @@ _BOTH: dict[str, tuple[str, str]] = {
     # comparisons
     "comparisons": ("Each pair compared", "Cada par comparado"),
     "comparisons.note": (
-        "Differences in percentage points on the same {items:items}. “p, adjusted” allows for the {pairs:count} "
+        "Differences in percentage points on the same {items:items}. “Adjusted p” allows for the {pairs:count} "
         "comparisons made (Holm); below 0.05 the difference is hardly chance.",
-        "Diferencias en puntos porcentuales sobre los mismos {items:items}. «p, ajustada» tiene en cuenta las "
+        "Diferencias en puntos porcentuales sobre los mismos {items:items}. «p ajustada» tiene en cuenta las "
         "{pairs:count} comparaciones hechas (Holm); por debajo de 0,05 la diferencia difícilmente es azar.",
     ),
     "better": ("Better", "Mejor"),
     "worse": ("Worse", "Peor"),
     "difference": ("Difference", "Diferencia"),
     "p": ("p", "p"),
-    "p_holm": ("p, adjusted", "p, ajustada"),
+    "p_holm": ("adjusted p", "p ajustada"),
     "test": ("Test", "Prueba"),
     "test.bootstrap": ("bootstrap", "bootstrap"),
     "test.McNemar exact": ("McNemar, exact", "McNemar, exacta"),
@@ -127,7 +129,8 @@ _BOTH: dict[str, tuple[str, str]] = {
     "lineage.note": (
         "Every step from the source files to the results. The code is the fingerprint of all that went into a step: "
         "the same code is the same result.",
-        "Cada paso desde los archivos de origen hasta los resultados. El código es la huella de todo lo que entró en un "
+        "Cada paso desde los archivos de origen hasta los resultados. El código es la huella de todo lo que entró en "
+        "un "
         "paso: el mismo código es el mismo resultado.",
     ),
     "stage": ("Step", "Paso"),
@@ -154,7 +157,6 @@ _BOTH: dict[str, tuple[str, str]] = {
     "leak.clean": ("No", "No"),
     "leak.leaked, allowed": ("Yes; the run was told to go on", "Sí; se pidió seguir adelante"),
     "leak.not run": ("Not checked", "No se comprobó"),
-    "data.by_arm": ("Counted in each method", "Contado en cada método"),
     "count.truncated": ("truncated", "truncadas"),
     "count.dropped": ("dropped", "descartadas"),
     "count.skipped": ("skipped", "omitidas"),
@@ -179,10 +181,13 @@ _BOTH: dict[str, tuple[str, str]] = {
         "Todos los métodos respondieron a los mismos {items:items} de prueba, que ninguno vio al entrenar.",
     ),
     "method.interval": (
-        "Intervals: the test items are drawn again at random, with repetition, {resamples:count} times, and every method "
-        "is scored on each draw. The middle {confidence}% of the scores is the interval; two methods are always compared "
+        "Intervals: the test items are drawn again at random, with repetition, {resamples:count} times, and every "
+        "method "
+        "is scored on each draw. The middle {confidence}% of the scores is the interval; two methods are always "
+        "compared "
         "on the same draw. It is never narrower than what so few items could hide.",
-        "Intervalos: los casos de prueba se vuelven a sortear, con repetición, {resamples:count} veces, y cada método se "
+        "Intervalos: los casos de prueba se vuelven a sortear, con repetición, {resamples:count} veces, y cada "
+        "método se "
         "puntúa en cada sorteo. El {confidence} % central de las puntuaciones es el intervalo; dos métodos se comparan "
         "siempre en el mismo sorteo. Nunca es más estrecho que lo que tan pocos casos podrían ocultar.",
     ),
@@ -194,15 +199,18 @@ _BOTH: dict[str, tuple[str, str]] = {
         "A seed is one training run with its own random start and order. With at least 5 seeds the runs are drawn too; "
         "with fewer, the interval is over items only, and says so. A deterministic method needs one run.",
         "Una semilla es una ejecución del entrenamiento con su propio inicio y orden al azar. Con al menos 5 semillas "
-        "también se sortean las ejecuciones; con menos, el intervalo abarca solo los casos, y así se indica. A un método "
+        "también se sortean las ejecuciones; con menos, el intervalo abarca solo los casos, y así se indica. A un "
+        "método "
         "determinista le basta una ejecución.",
     ),
     "method.rule": (
         "Recommendation: the cheapest method over which no other can have an advantage of {margin:points} or more, "
         "judging by the upper end of the interval of the difference. If no method meets this, the answer is "
         "“undecided”, with the number of items that would decide.",
-        "Recomendación: el método más barato sobre el que ningún otro puede tener una ventaja de {margin:points} o más, "
-        "según el extremo superior del intervalo de la diferencia. Si ninguno lo cumple, la respuesta es «sin decidir», "
+        "Recomendación: el método más barato sobre el que ningún otro puede tener una ventaja de {margin:points} o "
+        "más, "
+        "según el extremo superior del intervalo de la diferencia. Si ninguno lo cumple, la respuesta es «sin "
+        "decidir», "
         "con el número de casos que decidirían.",
     ),
     "method.budget": ("Budget for each method: {budget}.", "Presupuesto para cada método: {budget}."),
@@ -212,7 +220,6 @@ _BOTH: dict[str, tuple[str, str]] = {
         "Recipe {recipe} · quilate {version} · base model {base} ({parameters} parameters, {sha})",
         "Receta {recipe} · quilate {version} · modelo base {base} ({parameters} parámetros, {sha})",
     ),
-    "numbers": ("The numbers", "Las cifras"),
 }
 
 STRINGS: dict[str, dict[str, str]] = {

@@ -7,10 +7,12 @@ matplotlib draws with marker colours that no one would choose (`_INK`, ...); in 
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -73,9 +75,12 @@ def _axes(width: Width, wide: tuple[float, float], narrow: tuple[float, float]) 
 
 
 def cost_and_score(arms: list[ArmEvidence], highlighted: str | None, t: Language, metric: str, width: Width) -> str:
-    """Arms against cost: points with intervals, the Pareto front as a line, the recommended arm in colour."""
+    """Arms against cost: points with intervals, the Pareto front as a line, the recommended arm in colour.
+
+    Wide figures name the points; narrow ones, where names would not fit, number them in the order of `arms`.
+    """
     with mpl.rc_context(_STYLE):
-        figure, axes = _axes(width, (8.4, 4.3), (4.0, 4.4))
+        figure, axes = _axes(width, (10.6, 4.2), (4.0, 4.4))
         seconds = {arm.name: max(arm.cost.seconds, _CHEAPEST) for arm in arms}
         front = sorted((arm for arm in arms if arm.on_pareto_front), key=lambda arm: arm.cost.seconds)
         axes.plot(
@@ -100,7 +105,8 @@ def cost_and_score(arms: list[ArmEvidence], highlighted: str | None, t: Language
         )
         axes.set_xlabel(t("axis.cost"))
         axes.set_title(t(f"short.{metric}"), loc="left", fontsize=10, color=_MUTED)
-        _name_points(figure, axes, arms, seconds, highlighted)
+        texts = [arm.name if width == "wide" else str(number) for number, arm in enumerate(arms, start=1)]
+        _name_points(figure, axes, arms, texts, seconds, front, highlighted)
         return _svg(figure, f"cost-{width}", t("figure.cost"))
 
 
@@ -112,9 +118,15 @@ def _tick(seconds: float, t: Language) -> str:
 
 
 def _name_points(
-    figure: Figure, axes: Axes, arms: list[ArmEvidence], seconds: dict[str, float], highlighted: str | None
+    figure: Figure,
+    axes: Axes,
+    arms: list[ArmEvidence],
+    texts: list[str],
+    seconds: dict[str, float],
+    front: list[ArmEvidence],
+    highlighted: str | None,
 ) -> None:
-    """Write each arm's name beside its point, moved up or down until it covers no other name, point or bar."""
+    """Write each arm's text beside its point, moved up or down until it covers no other text, point, bar or line."""
     figure.draw_without_rendering()  # fixes the layout, so that data coordinates have places
     to_pixels = axes.transData.transform
     scale = figure.dpi / 72
@@ -122,33 +134,43 @@ def _name_points(
     for arm in arms:
         (x, low), (_, high) = to_pixels([(seconds[arm.name], arm.ci95[0]), (seconds[arm.name], arm.ci95[1])])
         taken.append((x - 5 * scale, min(low, high) - 2, x + 5 * scale, max(low, high) + 2))
+    corners = to_pixels([(seconds[arm.name], arm.score) for arm in front])
+    for start, end in itertools.pairwise(corners):
+        for part in np.linspace(0, 1, max(2, int(abs(end - start).max() / 4))):
+            x, y = start + part * (end - start)
+            taken.append((x - 1, y - 1, x + 1, y + 1))
     frame = axes.bbox
-    for arm in sorted(arms, key=lambda arm: (arm.name != highlighted, -arm.score)):
+    for arm, text in sorted(
+        zip(arms, texts, strict=True), key=lambda pair: (pair[0].name != highlighted, -pair[0].score)
+    ):
         x, y = to_pixels((seconds[arm.name], arm.score))
-        wide, tall = len(arm.name) * 5.6 * scale, 13 * scale
-        best = None
-        for shift in (0, 14, -14, 28, -28, 42, -42, 56, -56, 70, -70):
-            for side in (1, -1):
-                left = x + 9 * scale if side == 1 else x - 9 * scale - wide
-                box = (left, y + shift * scale - tall / 2, left + wide, y + shift * scale + tall / 2)
-                inside = (
-                    frame.x0 <= box[0] and box[2] <= frame.x1 + 4 and frame.y0 <= box[1] and box[3] <= frame.y1 + tall
-                )
-                if inside and not any(_overlap(box, other) for other in taken):
-                    best = best or (side, shift, box)
-        side, shift, box = best or (1, 0, (x, y, x + wide, y + tall))
+        wide, tall, gap = len(text) * 6 * scale, 13 * scale, 9 * scale
+        centred = min(max(x - wide / 2, frame.x0), frame.x1 - wide)
+        boxes = [
+            (left, y + shift * scale - tall / 2, left + wide, y + shift * scale + tall / 2)
+            for shift in sorted(range(-70, 71, 7), key=abs)
+            for left in (x + gap, x - gap - wide, centred)
+        ]
+        free = [
+            box
+            for box in boxes
+            if frame.x0 <= box[0] and box[2] <= frame.x1 and frame.y0 <= box[1] and box[3] <= frame.y1 + tall
+            if not any(_overlap(box, other) for other in taken)
+        ]
+        box = (free or boxes)[0]
         taken.append(box)
+        leftwards = box[2] < x
         axes.annotate(
-            arm.name,
+            text,
             (seconds[arm.name], arm.score),
-            xytext=(9 * side, shift),
+            xytext=((box[2 if leftwards else 0] - x) / scale, ((box[1] + box[3]) / 2 - y) / scale),
             textcoords="offset points",
-            ha="left" if side == 1 else "right",
+            ha="right" if leftwards else "left",
             va="center",
             color=_ACCENT if arm.name == highlighted else _INK,
             fontweight="bold" if arm.name == highlighted else "normal",
             parse_math=False,
-        )
+        ).set_in_layout(False)
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
@@ -161,7 +183,7 @@ def learning_curves(arms: list[ArmEvidence], t: Language, width: Width) -> str |
     if not trained:
         return None
     with mpl.rc_context(_STYLE):
-        figure, axes = _axes(width, (8.4, 3.6), (4.0, 3.6))
+        figure, axes = _axes(width, (10.6, 3.6), (4.0, 3.6))
         for index, arm in enumerate(trained):
             colour = _SERIES[index % len(_SERIES)]
             for run, curve in enumerate(arm.learning_curves):

@@ -27,7 +27,7 @@ def errors_csv(outcome: ArmOutcome, texts: Sequence[str], gold: NDArray[np.integ
     rows = []
     for seed, probabilities in zip(seeds, outcome.probabilities, strict=True):
         predicted = predictions(probabilities)
-        for item in np.flatnonzero(predicted != gold):
+        for item in map(int, np.flatnonzero(predicted != gold)):
             p_predicted, p_gold = probabilities[item, predicted[item]], probabilities[item, gold[item]]
             cells = (texts[item], labels[gold[item]], labels[predicted[item]])
             rows.append((-p_predicted, [outcome.name, seed, item, *cells, f"{p_predicted:.4f}", f"{p_gold:.4f}"]))

@@ -1,0 +1,5 @@
+"""`python -m quilate` is `quilate`."""
+
+from quilate.cli.main import main
+
+main()

@@ -1,0 +1,64 @@
+"""Which arm of a finished run a verb is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from quilate.errors import DataError, UsageError
+from quilate.inference.scorer import Scorer, load_scorer
+from quilate.recipe.evidence_stage import read_evidence, run_plan
+from quilate.recipe.manifest import read_manifest
+from quilate.tasks.classification import Task
+
+
+
+@dataclass(frozen=True)
+class ChosenArm:
+    """One trained run of an arm. `why` says how it was chosen; `temperature` is the one fitted on dev."""
+
+    name: str
+    seed: int
+    scorer: Scorer
+    temperature: float
+    why: str
+
+
+def task_of(run: Path) -> Task:
+    """The prepared task of a run."""
+    return Task.load(run / run_plan(run)["stages"]["task"]["folder"] / "task")
+
+
+def choose_arm(run: Path, name: str | None) -> ChosenArm:
+    """The named arm; by default the recommended one; if undecided, the one with the highest score.
+
+    Raises:
+        UsageError: there is no such arm.
+        DataError: the arm has no finished run.
+    """
+    stages = run_plan(run)["stages"]
+    arms = list(dict.fromkeys(s["arm"] for s in stages.values() if s["arm"]))
+    why = "as asked"
+    if name is None:
+        name, why = _recommended(run)
+    if name not in arms:
+        raise UsageError(f"{run} has no arm '{name}'", hint=f"its arms: {', '.join(arms)}")
+    for stage, entry in stages.items():
+        if entry["arm"] != name or entry["kind"] != "evaluate":
+            continue
+        solved = run / stages[stage.removesuffix("-evaluate")]["folder"]
+        evaluated, trained = read_manifest(run / entry["folder"]), read_manifest(solved)
+        if evaluated is not None and trained is not None:
+            return ChosenArm(name, trained["seed"], load_scorer(solved / "scorer"), evaluated["facts"]["temperature"], why)
+    raise DataError(f"arm '{name}' of {run} has no finished run", hint="run its recipe to the end")
+
+
+def _recommended(run: Path) -> tuple[str, str]:
+    if not (run / "evidence.json").exists():
+        raise DataError(f"{run} has no evidence yet, so there is no recommended arm", hint="name one with --arm")
+    evidence = read_evidence(run)
+    recommended = evidence["recommendation"]["arm"]
+    if recommended is not None:
+        return recommended, "recommended by the evidence"
+    best = max(evidence["arms"], key=lambda arm: arm["score"])
+    return best["name"], "the evidence is undecided; this arm has the highest score"

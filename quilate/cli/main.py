@@ -1,0 +1,64 @@
+"""`quilate VERB`: the verb table, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from quilate import __version__
+from quilate.errors import QuilateError, UsageError
+
+# verb -> what it does, in one line; the function of the same name in quilate.cli.VERB is imported when it is called.
+VERBS = {
+    "init": "Write a recipe for your own labelled file.",
+    "run": "Run a recipe to its end: every arm, every seed, the report.",
+    "status": "Show where each stage of a run stands.",
+    "report": "Show a finished run's evidence; write it again in another language, or with texts.",
+    "predict": "Label new rows with an arm of a finished run.",
+    "evaluate": "Score arms of a finished run on another labelled file.",
+    "finetune": "Fine-tune a model on a labelled file, without a recipe.",
+    "icl": "Prompt a model with solved examples, without a recipe; or show the prompt.",
+    "chat": "Talk to a model, with or without an adapter.",
+}
+
+app = App(
+    name="quilate",
+    help="Raise a language model through its phases and measure what each phase was worth.",
+    version=__version__,
+    result_action="return_value",
+)
+for _verb, _help in VERBS.items():
+    app.command(f"quilate.cli.{_verb}:{_verb}", name=_verb, help=_help)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; exits with the codes of `quilate.errors`."""
+    sys.exit(run_command_line(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_command_line(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit code instead of leaving."""
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+        return 0
+    except QuilateError as error:
+        code, message, hint = error.exit_code, error.message, error.hint
+    except CycloptsError as error:
+        code, message, hint = UsageError.exit_code, str(error), "quilate --help, or quilate VERB --help"
+    except KeyboardInterrupt:
+        code, message, hint = 75, "stopped", None
+    except BrokenPipeError:
+        return 0  # the reader of our output (head, say) has seen enough
+    if "--json" in arguments:
+        import json
+
+        print(json.dumps({"error": message, "hint": hint, "exit_code": code}, ensure_ascii=False))
+    else:
+        print(f"quilate: {message}" + (f"\n  what to do: {hint}" if hint else ""), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""`quilate report RUN`, and what `quilate run` shows at its end."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+
+from quilate.cli.run import Language
+
+
+def report(run: Path, *, lang: Language | None = None, with_text: bool = False, json: bool = False) -> None:
+    """Show a finished run's evidence and write its report again.
+
+    Parameters
+    ----------
+    run
+        The run's folder, e.g. runs/icd10-es.
+    lang
+        Language of the table and the report; the task's by default.
+    with_text
+        Write the wrongly answered test items, with their texts, to errors/ARM.csv.
+    json
+        Print evidence.json and write nothing.
+    """
+    from quilate.errors import DataError
+    from quilate.recipe.evidence_stage import read_evidence
+
+    if not (run / "evidence.json").exists():
+        raise DataError(f"{run} has no evidence.json: the run is not finished", hint=f"see `quilate status {run}`, and run its recipe to the end")
+    if json:
+        print(json_module.dumps(read_evidence(run), ensure_ascii=False, indent=2))
+    else:
+        show(run, lang=lang, with_text=with_text)
+
+
+def show(run: Path, *, lang: Language | None, with_text: bool) -> None:
+    """Print the table; write `evidence.html` in the asked language, and `errors/ARM.csv` if texts may be shown."""
+    from quilate.cli.display import result_console
+    from quilate.files import write_text
+    from quilate.recipe.evidence_stage import read_evidence
+    from quilate.report.html import render_html
+    from quilate.report.table import print_table
+
+    evidence = read_evidence(run)
+    task_language: Language = "es" if evidence["task"]["language"] == "es" else "en"
+    console = result_console()
+    print_table(evidence, console, lang or task_language)
+    if lang is not None:
+        write_text(run / "evidence.html", render_html(evidence, lang))
+    console.print(f"\n{run / 'evidence.html'}\n{run / 'evidence.json'}")
+    if with_text:
+        console.print("\n".join(str(path) for path in _write_errors(run)))
+
+
+def _write_errors(run: Path) -> list[Path]:
+    """One CSV an arm: the items it got wrong, with their texts."""
+    from quilate.files import write_bytes
+    from quilate.phases.evaluate import gold_indices
+    from quilate.recipe.evidence_stage import outcomes_of_run
+    from quilate.report.mistakes import errors_csv
+
+    task, outcomes = outcomes_of_run(run)
+    texts, gold = [item.text for item in task.test], gold_indices(task.test, task.labels)
+    written = []
+    for outcome in outcomes:
+        written.append(run / "errors" / f"{outcome.name}.csv")
+        write_bytes(written[-1], errors_csv(outcome, texts, gold, task.labels))
+    return written

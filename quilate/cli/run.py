@@ -1,0 +1,59 @@
+"""`quilate run RECIPE`."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+Language = Literal["en", "es"]
+
+
+def run(
+    recipe: Path,
+    *,
+    set_: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    out: Path | None = None,
+    lang: Language | None = None,
+    with_text: bool = False,
+    json: bool = False,
+) -> None:
+    """Run a recipe to its end. Finished stages are reused, interrupted ones continue.
+
+    Parameters
+    ----------
+    recipe
+        The recipe file.
+    set_
+        Override a key: --set arms.lora.lr=1e-4 (may be repeated).
+    out
+        The run's folder; runs/NAME by default.
+    lang
+        Language of the table and the report; the task's by default.
+    with_text
+        Write the wrongly answered test items, with their texts, to errors/ARM.csv.
+    json
+        Print evidence.json instead of the table, and no progress.
+    """
+    from quilate import config
+    from quilate.cli.display import RunDisplay
+    from quilate.cli.report import show
+    from quilate.engine.interrupts import stop_on_signals
+    from quilate.recipe.evidence_stage import read_evidence
+    from quilate.recipe.run import run_recipe
+    from quilate.recipe.schema import Recipe
+
+    parsed = config.load(Recipe, recipe, set_ or [])
+    folder = out or Path("runs") / parsed.recipe
+    display = RunDisplay(quiet=json)
+    try:
+        with stop_on_signals() as stop:
+            run_recipe(parsed, base_folder=recipe.resolve().parent, out=folder, listener=display, stop=stop)
+    finally:
+        display.close()
+    if json:
+        print(json_module.dumps(read_evidence(folder), ensure_ascii=False, indent=2))
+    else:
+        show(folder, lang=lang, with_text=with_text)

@@ -1,0 +1,1 @@
+"""Using models: one `Scorer` interface over local models and baselines; label scoring with shared prefixes; chat."""

@@ -1,0 +1,104 @@
+"""Conversation with a causal model through its own chat template, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from copy import copy
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+from quilate.errors import ModelError
+from quilate.models.load import compute_dtype, context_length, load_causal, load_tokenizer
+from quilate.tasks.templates import SandboxedTemplate
+
+Message = dict[str, str]
+
+
+class _StopFlag(StoppingCriteria):
+    """Lets the reader of a stream end the generation (Ctrl-C ends an answer, not the chat)."""
+
+    def __init__(self) -> None:
+        self.set = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self.set, device=input_ids.device)
+
+
+class Conversation:
+    """A model, its template and the turns so far.
+
+    Args:
+        model: a model directory; adapter: a PEFT directory on that model, or None.
+        system: the system prompt, if any.
+
+    Raises:
+        ModelError: the model has no chat template.
+        ConfigError: its template tries to leave the sandbox.
+    """
+
+    def __init__(self, model: Path, *, adapter: Path | None = None, system: str | None = None) -> None:
+        self.tokenizer = load_tokenizer(adapter or model)
+        template = self.tokenizer.chat_template or load_tokenizer(model).chat_template
+        if not isinstance(template, str):
+            raise ModelError(f"{model} has no chat template: it was not made for conversation", hint="use an instruct model")
+        self._template = SandboxedTemplate(template, name=f"the chat template of {model.name}", chat=True)
+        self.model = load_causal(adapter or model, dtype=compute_dtype())
+        self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
+
+    def fresh(self, system: str | None) -> Conversation:
+        """The same model, no turns."""
+        other = copy(self)
+        other.messages = [{"role": "system", "content": system}] if system else []
+        return other
+
+    def prompt(self) -> str:
+        """The conversation as the model sees it, ending where its answer begins."""
+        special = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        return self._template.render(messages=self.messages, add_generation_prompt=True, tools=None, **special)
+
+    def answer(self, text: str, *, max_new_tokens: int = 512, temperature: float = 0.7) -> Generator[str, None, None]:
+        """Add the user's turn and yield the answer in pieces; the finished answer becomes a turn.
+
+        `temperature` 0 is greedy. Closing the iterator early keeps what was said so far.
+        """
+        self.messages.append({"role": "user", "content": text})
+        ids = self.tokenizer(self.prompt(), return_tensors="pt", add_special_tokens=False).input_ids.to(self.model.device)
+        room = context_length(self.model) - ids.shape[1]
+        if room < 1:
+            self.messages.pop()
+            raise ModelError("the conversation fills the model's context", hint="start a new one with /new")
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        stop = _StopFlag()
+        settings = GenerationConfig(
+            max_new_tokens=min(max_new_tokens, room),
+            do_sample=temperature > 0,
+            temperature=temperature if temperature > 0 else None,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+        )
+        job = Thread(
+            target=self.model.generate,
+            kwargs={
+                "input_ids": ids,
+                "attention_mask": torch.ones_like(ids),
+                "generation_config": settings,
+                "streamer": streamer,
+                "stopping_criteria": StoppingCriteriaList([stop]),
+                "use_cache": True,
+            },
+            daemon=True,
+        )
+        job.start()
+        said: list[str] = []
+        try:
+            for piece in streamer:
+                said.append(piece)
+                yield piece
+        finally:
+            stop.set = True
+            job.join()
+            self.messages.append({"role": "assistant", "content": "".join(said).strip()})

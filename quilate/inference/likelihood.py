@@ -1,0 +1,153 @@
+"""Label scoring by likelihood: log P(label | prompt) for every item and label.
+
+One forward pass a batch: each row holds an item's prompt and, after it, the whole label tree; an attention mask lets a
+label's tokens see the shared prefix, the item and the label's own beginning. What all prompts begin with (instruction,
+demonstrations) is found by comparing their tokens and encoded once for all batches.
+
+Shapes: B items, L longest prompt, N tree nodes, P prefix tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from quilate.errors import DataError
+from quilate.inference.label_tree import PROMPT_END, LabelTree
+from quilate.inference.prefix import Prefix
+from quilate.models.heads import divide
+from quilate.models.load import context_length
+from quilate.tokenization.segments import answer_tokens, common_prefix_length, prompt_tokens, shorten
+
+Normalization = Literal["mean", "sum"]
+
+BATCH_TOKENS = 2048  # rows x columns of one forward pass; larger measured no faster on two cores
+HEAD_ROWS = 512  # rows of logits held at once, as in the training loss
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """`scores` [items, labels] float64: log P(label | prompt), summed or averaged over the label's tokens."""
+
+    scores: np.ndarray
+    truncated: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class _Item:
+    index: int
+    tokens: list[int]
+
+
+@torch.inference_mode()
+def score_labels(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    labels: Sequence[str],
+    *,
+    normalization: Normalization = "mean",
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LabelScores:
+    """Score every label after every prompt.
+
+    Args:
+        prompts: whole prompts; a label is read after one space.
+        normalization: "mean" divides by the label's tokens, which keeps long labels in the race when a base model is
+            prompted (Brown et al. 2020, section 2.4); "sum" is the label's log-probability, what fine-tuning maximizes.
+        on_progress: called with items done and in total.
+
+    Raises:
+        DataError: what the prompts share fills the model's context; two labels cannot be told apart.
+    """
+    divided = divide(model)
+    device = divided.head.weight.device
+    tree = LabelTree.of(answer_tokens(tokenizer, labels))
+    sequences = prompt_tokens(tokenizer, prompts)
+    shared = common_prefix_length(sequences)
+    room = context_length(model) - shared - int(tree.lengths.max())
+    if room < 1:
+        raise DataError(
+            f"the demonstrations take {shared} tokens of the model's context of {context_length(model)}",
+            hint="use fewer or shorter demonstrations",
+        )
+    cut = [shorten(tokens[shared:], room) for tokens in sequences]
+    items = [_Item(index, tokens) for index, (tokens, _) in enumerate(cut)]
+    prefix = Prefix(divided.body, sequences[0][:shared] if sequences else [], device)
+    scores = np.empty((len(prompts), len(labels)))
+    done = computed = 0
+    for batch in _batches(items, len(tree)):
+        hidden = _hidden_states(divided.body, batch, tree, prefix, device)
+        scores[[item.index for item in batch]] = _read(hidden, divided.head, tree, normalization)
+        done += len(batch)
+        computed += sum(len(item.tokens) + len(tree) for item in batch)
+        on_progress(done, len(items))
+    return LabelScores(scores, sum(was_cut for _, was_cut in cut), computed + shared)
+
+
+def _batches(items: list[_Item], nodes: int) -> Iterator[list[_Item]]:
+    """Items of similar length together, longest first, at most `BATCH_TOKENS` padded tokens a batch."""
+    batch: list[_Item] = []
+    for item in sorted(items, key=lambda i: -len(i.tokens)):
+        if batch and (len(batch) + 1) * (len(batch[0].tokens) + nodes) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _hidden_states(
+    body: torch.nn.Module, batch: list[_Item], tree: LabelTree, prefix: Prefix, device: torch.device
+) -> Tensor:
+    """Hidden states at each prompt's end and each tree node: [B, 1 + N, D]."""
+    lengths = torch.tensor([len(item.tokens) for item in batch])
+    longest, nodes = int(lengths.max()), len(tree)
+    input_ids = torch.zeros(len(batch), longest + nodes, dtype=torch.int64)
+    for row, item in enumerate(batch):
+        input_ids[row, : len(item.tokens)] = torch.tensor(item.tokens)
+    input_ids[:, longest:] = tree.tokens
+    positions = torch.cat([torch.arange(longest).expand(len(batch), -1), lengths[:, None] + tree.depths], dim=1)
+    output = body(
+        input_ids=input_ids.to(device),
+        position_ids=(prefix.length + positions).to(device),
+        attention_mask=_mask(lengths, longest, tree, prefix.length).to(device),
+        past_key_values=prefix.cache,
+        use_cache=prefix.cache is not None,
+    ).last_hidden_state
+    ends = output[torch.arange(len(batch), device=device), (lengths - 1).to(device)]
+    return torch.cat([ends[:, None], output[:, longest:]], dim=1)
+
+
+def _mask(lengths: Tensor, longest: int, tree: LabelTree, prefix_length: int) -> Tensor:
+    """[B, 1, L + N, P + L + N] bool, True where attention is allowed."""
+    batch, nodes = lengths.shape[0], len(tree)
+    column = torch.arange(longest)
+    mask = torch.zeros(batch, longest + nodes, prefix_length + longest + nodes, dtype=torch.bool)
+    mask[:, :, :prefix_length] = True
+    mask[:, :longest, prefix_length : prefix_length + longest] = column <= column[:, None]
+    mask[:, longest:, prefix_length : prefix_length + longest] = (column < lengths[:, None])[:, None]
+    mask[:, longest:, prefix_length + longest :] = tree.sees
+    return mask[:, None]
+
+
+def _read(hidden: Tensor, head: torch.nn.Linear, tree: LabelTree, normalization: Normalization) -> np.ndarray:
+    """Label scores [B, labels] from hidden states [B, 1 + N, D]; softmax in fp32."""
+    batch, places, width = hidden.shape
+    place_of = torch.where(tree.reading_source == PROMPT_END, 0, tree.reading_source + 1).to(hidden.device)
+    token = tree.reading_token.to(hidden.device)
+    read = torch.empty(batch, token.shape[0], dtype=torch.float32, device=hidden.device)
+    rows = max(1, HEAD_ROWS // places)
+    for start in range(0, batch, rows):
+        logits = head(hidden[start : start + rows].reshape(-1, width)).float().view(-1, places, head.out_features)
+        read[start : start + rows] = logits[:, place_of, token] - logits.logsumexp(-1)[:, place_of]
+    scores = torch.zeros(batch, tree.lengths.shape[0], dtype=torch.float64)
+    scores.index_add_(1, tree.reading_label, read.double().cpu())
+    return (scores / tree.lengths if normalization == "mean" else scores).numpy()

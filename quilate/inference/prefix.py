@@ -1,0 +1,52 @@
+"""A prefix encoded once: its keys and values serve every batch, item and label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+
+
+class _FrozenLayer(CacheLayerMixin):
+    """One layer's prefix: `update` returns prefix + new without keeping the new, so every batch sees the same prefix."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self.is_initialized = keys, values, True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        raise RuntimeError("a frozen prefix is complete when it is made")
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        batch = key_states.shape[0]
+        keys, values = self.keys.expand(batch, -1, -1, -1), self.values.expand(batch, -1, -1, -1)
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return int(self.keys.shape[-2])
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class Prefix:
+    """Tokens that open every prompt.
+
+    Attributes:
+        length: their number.
+        cache: hand it to the model as `past_key_values`; None for an empty prefix.
+    """
+
+    def __init__(self, body: nn.Module, tokens: Sequence[int], device: torch.device) -> None:
+        self.length = len(tokens)
+        self.cache: Cache | None = None
+        if tokens:
+            cache = DynamicCache()
+            body(input_ids=torch.tensor([tokens], device=device), past_key_values=cache, use_cache=True)
+            self.cache = Cache(layers=[_FrozenLayer(layer.keys, layer.values) for layer in cache.layers])

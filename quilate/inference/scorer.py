@@ -1,0 +1,183 @@
+"""The one interface for anything that labels text: a prompted or tuned model, TF-IDF, the majority class.
+
+A scorer is saved as a folder with `scorer.json` (and arrays in safetensors), and `load_scorer` brings back any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from quilate.errors import DataError
+from quilate.files import make_folder, read_json, write_json
+from quilate.inference.likelihood import LabelScores, Normalization, score_labels
+from quilate.models.load import Precision, compute_dtype, load_causal, load_tokenizer
+from quilate.tasks.templates import PromptTemplate
+
+ProgressCallback = Callable[[int, int], None]
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+class Scorer(Protocol):
+    """Scores every label for every text; higher is likelier."""
+
+    labels: list[str]
+
+    def score(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> LabelScores:
+        """`scores` [texts, labels]: log-probabilities, up to a constant in each row."""
+        ...
+
+    def save(self, folder: Path) -> None: ...
+
+
+class MajorityScorer:
+    """The label frequencies of the training rows, whatever the text says."""
+
+    def __init__(self, labels: list[str], frequencies: Sequence[float]) -> None:
+        self.labels, self.frequencies = labels, list(frequencies)
+
+    def score(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> LabelScores:
+        row = np.log(np.maximum(self.frequencies, 1e-12))
+        on_progress(len(texts), len(texts))
+        return LabelScores(np.tile(row, (len(texts), 1)), truncated=0, tokens=0)
+
+    def save(self, folder: Path) -> None:
+        make_folder(folder)
+        write_json(folder / "scorer.json", {"kind": "majority", "labels": self.labels, "frequencies": self.frequencies})
+
+    @classmethod
+    def load(cls, folder: Path, saved: dict[str, Any]) -> MajorityScorer:
+        return cls(saved["labels"], saved["frequencies"])
+
+
+class TfidfScorer:
+    """Multinomial logistic regression on TF-IDF features, kept as plain arrays: nothing to unpickle.
+
+    Args:
+        terms: [F] the vocabulary in column order; idf: [F]; weights: [labels, F]; bias: [labels].
+    """
+
+    VECTORIZER = {"ngram_range": (1, 2), "sublinear_tf": True}
+
+    def __init__(self, labels: list[str], terms: list[str], idf: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self.labels, self.terms, self.idf, self.weights, self.bias = labels, terms, idf, weights, bias
+        self._vectorizer = TfidfVectorizer(vocabulary=terms, **self.VECTORIZER)
+        self._vectorizer.idf_ = idf
+
+    def score(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> LabelScores:
+        logits = self._vectorizer.transform(texts) @ self.weights.T + self.bias
+        on_progress(len(texts), len(texts))
+        return LabelScores(logits - _log_sum_exp(logits), truncated=0, tokens=0)
+
+    def save(self, folder: Path) -> None:
+        make_folder(folder)
+        save_file({"idf": self.idf, "weights": self.weights, "bias": self.bias}, folder / "arrays.safetensors")
+        write_json(folder / "scorer.json", {"kind": "tfidf", "labels": self.labels, "terms": self.terms})
+
+    @classmethod
+    def load(cls, folder: Path, saved: dict[str, Any]) -> TfidfScorer:
+        arrays = load_file(folder / "arrays.safetensors")
+        return cls(saved["labels"], saved["terms"], arrays["idf"], arrays["weights"], arrays["bias"])
+
+
+class PromptScorer:
+    """A causal language model, asked with a prompt; prompted and fine-tuned models alike.
+
+    Args:
+        model: a model or adapter directory.
+        labels, verbalizers: aligned; the verbalizer is what the model is asked to say.
+        template: Jinja text of one item; `instruction` and `demonstrations` (text, verbalizer) go before it.
+        normalization: see `score_labels`.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        labels: list[str],
+        verbalizers: list[str],
+        *,
+        template: str,
+        instruction: str = "",
+        demonstrations: Sequence[tuple[str, str]] = (),
+        normalization: Normalization = "mean",
+        precision: Precision = "auto",
+    ) -> None:
+        self.model_path, self.labels, self.verbalizers = model, labels, verbalizers
+        self.template = PromptTemplate(template, instruction=instruction, verbalizers=verbalizers)
+        self.demonstrations = [(text, verbalizer) for text, verbalizer in demonstrations]
+        self._saved = {
+            "kind": "prompt",
+            "model": str(model),
+            "labels": labels,
+            "verbalizers": verbalizers,
+            "template": template,
+            "instruction": instruction,
+            "demonstrations": [list(d) for d in self.demonstrations],
+            "normalization": normalization,
+            "precision": precision,
+        }
+        self._normalization, self._precision = normalization, precision
+        self._loaded: tuple[Any, Any] | None = None
+
+    def prompts(self, texts: Sequence[str]) -> list[str]:
+        """The whole prompt of each text, as the model sees it."""
+        prefix = self.template.prefix(self.demonstrations)
+        return [prefix + self.template.prompt(text) for text in texts]
+
+    def score(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> LabelScores:
+        if self._loaded is None:
+            model = load_causal(self.model_path, dtype=compute_dtype(self._precision))
+            self._loaded = model, load_tokenizer(self.model_path)
+        model, tokenizer = self._loaded
+        return score_labels(
+            model,
+            tokenizer,
+            self.prompts(texts),
+            self.verbalizers,
+            normalization=self._normalization,
+            on_progress=on_progress,
+        )
+
+    def save(self, folder: Path) -> None:
+        make_folder(folder)
+        write_json(folder / "scorer.json", self._saved)
+
+    @classmethod
+    def load(cls, folder: Path, saved: dict[str, Any]) -> PromptScorer:
+        fields = {k: v for k, v in saved.items() if k not in ("kind", "model", "labels", "verbalizers", "demonstrations")}
+        demonstrations = [(text, verbalizer) for text, verbalizer in saved["demonstrations"]]
+        return cls(Path(saved["model"]), saved["labels"], saved["verbalizers"], demonstrations=demonstrations, **fields)
+
+
+_LOADERS: dict[str, Callable[[Path, dict[str, Any]], Scorer]] = {
+    "majority": MajorityScorer.load,
+    "tfidf": TfidfScorer.load,
+    "prompt": PromptScorer.load,
+}
+
+
+def load_scorer(folder: Path) -> Scorer:
+    """Bring back a saved scorer.
+
+    Raises:
+        DataError: the folder holds none, or it was altered.
+    """
+    saved = read_json(folder / "scorer.json")
+    try:
+        return _LOADERS[saved["kind"]](folder, saved)
+    except (KeyError, TypeError, OSError) as error:
+        raise DataError(f"{folder / 'scorer.json'} is not a scorer quilate wrote: {error}", hint="run the recipe again") from error
+
+
+def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
+    highest = logits.max(axis=1, keepdims=True)
+    return highest + np.log(np.exp(logits - highest).sum(axis=1, keepdims=True))

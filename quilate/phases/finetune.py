@@ -1,0 +1,188 @@
+"""Fine-tuning a causal model to write an item's label after its prompt: all weights, or a LoRA adapter."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from quilate.config import Config
+from quilate.data.batches import ExampleBatches
+from quilate.data.packing import Example
+from quilate.engine.language_modelling import NextTokenLoss
+from quilate.engine.loop import FitResult, fit
+from quilate.errors import DataError
+from quilate.files import atomic_folder
+from quilate.inference.scorer import PromptScorer
+from quilate.models.load import (
+    Precision,
+    compute_dtype,
+    context_length,
+    load_causal,
+    load_tokenizer,
+    save_model,
+    trainable_parameters,
+)
+from quilate.models.tuning.lora import LoraConfig, add_lora
+from quilate.optim.adamw import AdamW
+from quilate.optim.schedules import Decay, learning_rate
+from quilate.phases.stage import StageContext, StageKind, StageReport, model_of, write_model_note
+from quilate.rng import Streams
+from quilate.tasks.classification import Task
+from quilate.tokenization.segments import answer_tokens, prompt_tokens, shorten
+
+# LoRA's best rate is about ten times full fine-tuning's and hardly depends on the rank (Schulman 2025, "LoRA Without Regret").
+DEFAULT_RATE = {"full": 3e-5, "lora": 3e-4}
+
+
+class FinetuneConfig(Config):
+    kind: Literal["finetune"]
+    method: Literal["full", "lora"]
+    """`full` trains every weight; `lora` trains a low-rank adapter on every linear layer."""
+    on: str = "base"
+    """The stage whose model is fine-tuned."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate; by default 3e-5 for `full`, 3e-4 for `lora`."""
+    epochs: float = Field(default=3.0, gt=0)
+    """Passes over the training items."""
+    batch_size: int = Field(default=16, ge=1)
+    """Items an optimizer step."""
+    warmup: float = Field(default=0.06, ge=0, lt=1)
+    """Share of the steps with a rising rate."""
+    decay: Decay = "linear"
+    """How the rate falls afterwards."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decoupled decay, on matrices only."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Largest gradient norm."""
+    lora: LoraConfig | None = None
+    """Settings of the adapter, for `method: lora`."""
+    max_item_tokens: int = Field(default=512, ge=8)
+    """Longer prompts are cut in the middle, and counted."""
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Most tokens in memory at once; a step is divided as needed, with the same result."""
+    precision: Precision = "auto"
+    """`bf16` computes in bf16 over fp32 master weights, stochastically rounded; `fp32` is exact and slower."""
+    checkpoint_seconds: float = Field(default=120.0, gt=0)
+    """Save at least this often."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Save also every so many steps."""
+    max_train_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens to train on; a recipe's token budget sets it for every arm."""
+
+    @model_validator(mode="after")
+    def _adapter_settings_have_an_adapter(self) -> FinetuneConfig:
+        if self.lora is not None and self.method != "lora":
+            raise ValueError("`lora` settings go with `method: lora`")
+        return self
+
+
+def build_examples(
+    task: Task, tokenizer: PreTrainedTokenizerBase, *, max_item_tokens: int
+) -> tuple[list[Example], int]:
+    """Training items as tokens: prompt, label, end of sequence; the label and the end are supervised.
+
+    Returns:
+        The examples, and how many prompts were cut.
+    """
+    template = task.prompt_template()
+    answers = dict(zip(task.labels, answer_tokens(tokenizer, task.verbalizers), strict=True))
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    examples, truncated = [], 0
+    for item, tokens in zip(task.train, prompt_tokens(tokenizer, [template.prompt(i.text) for i in task.train]), strict=True):
+        prompt, was_cut = shorten(tokens, max_item_tokens)
+        answer = answers[item.label] + end
+        supervised = np.zeros(len(prompt) + len(answer), dtype=bool)
+        supervised[len(prompt) :] = True
+        examples.append(Example(item.id, np.array(prompt + answer, dtype=np.int64), supervised))
+        truncated += was_cut
+    return examples, truncated
+
+
+def _run(context: StageContext[FinetuneConfig]) -> StageReport:
+    config = context.config
+    task = Task.load(context.inputs["task"] / "task")
+    base = model_of(context.inputs["model"])
+    streams = Streams(context.seed)
+    dtype = compute_dtype(config.precision)
+    tokenizer = load_tokenizer(base)
+    model = load_causal(base, dtype=dtype)
+    longest = min(config.max_item_tokens, context_length(model) - 64)
+    examples, truncated = build_examples(task, tokenizer, max_item_tokens=longest)
+    if config.method == "lora":
+        model = add_lora(model, config.lora or LoraConfig(), base=base)
+    batches = ExampleBatches(
+        examples,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seed=context.seed,
+        micro_batch_tokens=config.micro_batch_tokens,
+        max_tokens=config.max_train_tokens,
+    )
+    if len(batches) == 0:
+        raise DataError("not one training step fits the token budget", hint="raise budget.train_tokens or lower batch_size")
+    result = _fit(context, model, batches, streams)
+    _save(context.folder, model, tokenizer, task, config)
+    parameters = sum(p.numel() for p in model.parameters())
+    trainable = trainable_parameters(model)
+    return StageReport(
+        train_tokens=result.tokens,
+        # Kaplan et al. 2020: 2N forward, 2N for the gradient of activations, 2N for that of the trained weights.
+        flops=result.tokens * (4.0 * parameters + 2.0 * trainable),
+        trainable_parameters=trainable,
+        counts={
+            "prompts cut": truncated,
+            "refused updates": result.refused_updates,
+            "visits over the token budget": batches.examples_left_out,
+        },
+        facts={
+            "train_rows": len(examples),
+            "steps": result.steps,
+            "supervised_tokens": result.supervised_tokens,
+            "dtype": str(dtype).removeprefix("torch."),
+        },
+    )
+
+
+def _fit(
+    context: StageContext[FinetuneConfig], model: PreTrainedModel, batches: ExampleBatches, streams: Streams
+) -> FitResult:
+    config = context.config
+    schedule = partial(
+        learning_rate,
+        peak=config.lr or DEFAULT_RATE[config.method],
+        total_steps=len(batches),
+        warmup_steps=round(config.warmup * len(batches)),
+        decay=config.decay,
+    )
+    optimizer = AdamW(model.named_parameters(), weight_decay=config.weight_decay, rounding=streams["rounding"])
+    result = fit(
+        model, batches, NextTokenLoss(model), optimizer, schedule, streams,
+        folder=context.folder, listener=context.listener, stop=context.stop, warn=context.note,
+        clip_norm=config.clip_norm, checkpoint_seconds=config.checkpoint_seconds, checkpoint_steps=config.checkpoint_steps,
+    )  # fmt: skip
+    optimizer.write_nearest()
+    return result
+
+
+def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, config: FinetuneConfig) -> None:
+    with atomic_folder(folder / "model") as place, torch.no_grad():
+        save_model(model, tokenizer, place)
+    write_model_note(folder, folder / "model")
+    scorer = PromptScorer(
+        folder / "model",
+        list(task.labels),
+        list(task.verbalizers),
+        template=task.prompt_template().source,
+        normalization="sum",  # the label's log-probability, which is what training raised
+        precision=config.precision,
+    )
+    scorer.save(folder / "scorer")
+
+
+FINETUNE = StageKind("finetune", 1, FinetuneConfig, _run)

@@ -1,0 +1,111 @@
+"""The two things every recipe starts from: a labelled task and a base model, read, checked and made ready once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import model_validator
+
+from quilate.config import Config
+from quilate.data.tables import SourceConfig, read_table
+from quilate.files import sha256_of_file
+from quilate.models.source import model_name, resolve_model
+from quilate.phases.stage import StageContext, StageKind, StageReport, write_model_note
+from quilate.tasks.classification import TaskConfig, prepare
+
+
+class LabelledSources(Config):
+    """Either one file, to be split by quilate, or the files of splits that were given."""
+
+    all: SourceConfig | None = None
+    """One file with all labelled rows; quilate splits it."""
+    train: SourceConfig | None = None
+    """The training rows, when the splits are given."""
+    dev: SourceConfig | None = None
+    """The development rows; carved from the training rows when absent."""
+    test: SourceConfig | None = None
+    """The test rows, when the splits are given."""
+
+    @model_validator(mode="after")
+    def _one_way_or_the_other(self) -> LabelledSources:
+        if (self.all is None) == (self.train is None) or (self.train is None) != (self.test is None):
+            raise ValueError("give either `all` (quilate splits it), or both `train` and `test`")
+        if self.all is not None and self.dev is not None:
+            raise ValueError("`dev` goes with `train` and `test`, not with `all`")
+        return self
+
+    def given(self) -> dict[str, SourceConfig]:
+        return {name: source for name in ("all", "train", "dev", "test") if (source := getattr(self, name)) is not None}
+
+
+class TaskStageConfig(Config):
+    task: TaskConfig
+    sources: LabelledSources
+    strict: bool = False
+    """Stop at the first broken record instead of setting it aside."""
+
+
+class BaseStageConfig(Config):
+    model: str
+    """A model directory, a .gguf file, package:NAME, or a hub name."""
+
+
+def _prepare_task(context: StageContext[TaskStageConfig]) -> StageReport:
+    config = context.config
+    tables = {
+        name: read_table(
+            source,
+            base=context.base_folder,
+            strict=config.strict,
+            quarantine=context.folder / f"quarantine-{name}.jsonl",
+        )
+        for name, source in config.sources.given().items()
+    }
+    task = prepare(config.task, {n: t.rows for n, t in tables.items()}, {n: t.notes for n, t in tables.items()})
+    task.save(context.folder / "task")
+    for warning in task.report["warnings"]:
+        context.note(f"warning: {warning}")
+    sizes = {split: len(getattr(task, split)) for split in ("train", "dev", "test")}
+    context.note(", ".join(f"{size} {split}" for split, size in sizes.items()) + f" items, {len(task.labels)} labels")
+    return StageReport(facts={"report": task.report})
+
+
+def _prepare_base(context: StageContext[BaseStageConfig]) -> StageReport:
+    from quilate.models.load import load_tokenizer
+
+    model = resolve_model(context.config.model, base=context.base_folder, note=context.note)
+    load_tokenizer(model.path)  # fail here, not in every arm
+    write_model_note(context.folder, model.path, source=model.source, fingerprint=model.fingerprint)
+    return StageReport(
+        facts={
+            "name": model_name(model.path),
+            "source": model.source,
+            "sha256": model.fingerprint,
+            "parameters": _parameters(model.path),
+        }
+    )
+
+
+def _parameters(directory: Path) -> int:
+    from safetensors import safe_open
+
+    total = 0
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                size = 1
+                for extent in file.get_slice(name).get_shape():
+                    size *= extent
+                total += size
+    return total
+
+
+def content_of_sources(sources: LabelledSources, base: Path) -> dict[str, str]:
+    """The digests of the source files, part of the task stage's identity: another content is another stage."""
+    from quilate.data.tables import locate
+
+    return {name: sha256_of_file(locate(source, base=base)) for name, source in sources.given().items()}
+
+
+TASK = StageKind("task", 1, TaskStageConfig, _prepare_task)
+BASE = StageKind("base", 1, BaseStageConfig, _prepare_base)

@@ -1,0 +1,1 @@
+"""Recipes: one YAML file, a graph of stages, reuse by content, lineage."""

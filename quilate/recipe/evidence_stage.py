@@ -1,0 +1,243 @@
+"""The last stage of every recipe: judge the arms and write `evidence.json` and `evidence.html`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from quilate.config import Config, validate
+from quilate.engine.runlog import read_metrics
+from quilate.errors import DataError, QuilateError
+from quilate.evaluation.outcomes import ArmOutcome, Cost, Phase, Rules
+from quilate.files import read_json, write_json, write_text
+from quilate.phases.evaluate import gold_indices, read_probabilities
+from quilate.phases.stage import StageContext, StageKind, StageReport
+from quilate.recipe.manifest import read_manifest
+from quilate.recipe.spec import StageSpec
+from quilate.tasks.classification import Task
+
+Manifest = dict[str, Any]
+
+# Reading the rows and converting the base serve every arm alike; they are no arm's cost.
+SHARED_KINDS = ("task", "base")
+
+# Of `Task.report`: rows that were read and then not used.
+DROPPED = ("filtered", "empty_text", "missing_label", "unused")
+
+
+class JudgedArm(Config):
+    name: str
+    phase: Phase
+    method: str
+    evaluations: list[str]
+    """The evaluate stages, one a seed."""
+
+
+class ReportConfig(Config):
+    recipe: str
+    arms: list[JudgedArm]
+    margin: float
+    resamples: int
+    budget_seconds: float | None
+    budget_tokens: int | None
+
+
+def _run(context: StageContext[ReportConfig]) -> StageReport:
+    # Here, not above: scipy and matplotlib take seconds to import, and every other stage would wait for them.
+    from quilate.evaluation.evidence import assemble
+    from quilate.evaluation.judgement import judge
+    from quilate.report.html import render_html
+
+    config = context.config
+    manifests = {role: _finished(folder) for role, folder in context.inputs.items()}
+    task = Task.load(context.inputs["task"] / "task")
+    outcomes = _outcomes(config, context.inputs, manifests, task)
+    rules = Rules(
+        metric=task.config.metric,
+        margin=config.margin,
+        resamples=config.resamples,
+        budget_seconds=config.budget_seconds,
+        budget_tokens=config.budget_tokens,
+        allow_leak=task.config.allow_leak,
+    )
+    groups = [item.group for item in task.test] if task.config.group else None
+    judgement = judge(outcomes, gold_indices(task.test, task.labels), task.labels, groups, rules)
+    evidence = assemble(
+        judgement,
+        recipe=config.recipe,
+        base=_describe_base(manifests.get("base")),
+        task=_describe_task(task, outcomes),
+        machine=_describe_machine(manifests),
+        lineage=[*_sources(task), *(_link(m) for m in manifests.values())],
+        warnings=list(task.report["warnings"]),
+    )
+    write_json(context.folder / "evidence.json", evidence)
+    write_text(context.folder / "evidence.html", render_html(evidence, task.config.language if task.config.language == "es" else "en"))
+    return StageReport()
+
+
+def _finished(folder: Path) -> Manifest:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise QuilateError(f"the stage in {folder} is not finished", hint="run the recipe again")
+    return manifest
+
+
+def outcomes_of_run(out: Path) -> tuple[Task, list[ArmOutcome]]:
+    """The task and every arm's outcome of a finished run."""
+    spec = StageSpec.read(out / run_plan(out)["stages"]["report"]["folder"])
+    inputs = {role: Path(folder) for role, folder in spec.inputs.items()}
+    task = Task.load(inputs["task"] / "task")
+    config = validate(ReportConfig, spec.config, source="report")
+    return task, _outcomes(config, inputs, {role: _finished(folder) for role, folder in inputs.items()}, task)
+
+
+def _outcomes(
+    config: ReportConfig, folders: dict[str, Path], manifests: dict[str, Manifest], task: Task
+) -> list[ArmOutcome]:
+    leaked = bool(task.report["allowed_leak"])
+    return [_outcome(arm, folders, manifests, leaked=leaked) for arm in config.arms]
+
+
+def _outcome(
+    arm: JudgedArm, folders: dict[str, Path], manifests: dict[str, Manifest], *, leaked: bool
+) -> ArmOutcome:
+    """An arm's runs; what they cost is summed over the stages each stands on and averaged over seeds."""
+    runs = [_stages_behind(name, manifests) for name in arm.evaluations]
+    costs = [sum((Cost(**m["cost"]) for m in run[1:]), start=Cost(**run[0]["cost"])) for run in runs]
+    trained = [next((m for m in reversed(run) if m["cost"]["trainable_parameters"]), None) for run in runs]
+    counts: dict[str, int] = {}
+    for manifest in runs[0]:
+        counts |= {name: count for name, count in manifest["counts"].items() if count}
+    solved_by = [manifests[m["inputs"]["arm"]["stage"]] for m in (manifests[name] for name in arm.evaluations)]
+    return ArmOutcome(
+        name=arm.name,
+        phase=arm.phase,
+        method=arm.method,
+        seeds=[manifest["seed"] for manifest in solved_by],
+        probabilities=[read_probabilities(folders[name]) for name in arm.evaluations],
+        cost=_mean_cost(costs, trained),
+        cost_per_1000=_mean([manifests[name]["facts"]["seconds_per_1000"] for name in arm.evaluations]),
+        seed_independent=_is_deterministic(arm),
+        train_rows=solved_by[0]["facts"].get("train_rows", 0),
+        counts=counts,
+        learning_curves=[read_metrics(folders[m["stage"]] / "metrics.jsonl") for m in trained if m is not None],
+        stages=[m["stage"] for m in runs[0]],
+        leaked=leaked,
+    )
+
+
+def _is_deterministic(arm: JudgedArm) -> bool:
+    return arm.phase == "baseline" or arm.method == "zero-shot"
+
+
+def _stages_behind(name: str, manifests: dict[str, Manifest]) -> list[Manifest]:
+    """The manifests an evaluation stands on, sources first, shared ones left out."""
+    wanted: list[str] = []
+    pending = [name]
+    while pending:
+        stage = pending.pop()
+        if stage not in wanted:
+            wanted.append(stage)
+            pending += [source["stage"] for source in manifests[stage]["inputs"].values()]
+    return [m for stage, m in manifests.items() if stage in wanted and m["kind"] not in SHARED_KINDS]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _mean_cost(costs: list[Cost], trained: list[Manifest | None]) -> Cost:
+    last_trained = trained[0]
+    return Cost(
+        seconds=_mean([c.seconds for c in costs]),
+        train_tokens=round(_mean([c.train_tokens for c in costs])),
+        flops=_mean([c.flops for c in costs]),
+        peak_memory_bytes=max(c.peak_memory_bytes for c in costs),
+        trainable_parameters=0 if last_trained is None else last_trained["cost"]["trainable_parameters"],
+    )
+
+
+def _describe_base(manifest: Manifest | None) -> dict[str, Any]:
+    if manifest is None:
+        return {"name": "no language model", "source": "", "parameters": 0, "sha256": ""}
+    facts = manifest["facts"]
+    return {
+        "name": facts["name"],
+        "source": facts["source"],
+        "parameters": facts["parameters"],
+        "sha256": facts["sha256"],
+    }
+
+
+def _describe_task(task: Task, outcomes: list[ArmOutcome]) -> dict[str, Any]:
+    report = task.report
+    leaks = sum(part["items"] for part in report["leaks"].values())
+    quarantined = sum(sum(notes.get("quarantined", {}).values()) for notes in report["sources"].values())
+    return {
+        "name": task.name,
+        "kind": task.config.kind,
+        "language": task.config.language,
+        "train": len(task.train),
+        "dev": len(task.dev),
+        "test": len(task.test),
+        "dropped": {name: report[name] for name in DROPPED if report[name]},
+        "quarantined": quarantined,
+        "truncated": max(sum(n for name, n in o.counts.items() if name.endswith("cut")) for o in outcomes),
+        "group": task.config.group,
+        "groups_in_test": len({item.group for item in task.test}) if task.config.group else None,
+        "leak_check": "leaked, allowed" if report["allowed_leak"] else "clean",
+        "leak_detail": f"{leaks} items occur in two splits" if leaks else None,
+    }
+
+
+def _describe_machine(manifests: dict[str, Manifest]) -> dict[str, Any]:
+    timed = [m for m in manifests.values() if m["kind"] not in SHARED_KINDS]
+    dtypes = {m["facts"]["dtype"] for m in timed if "dtype" in m["facts"]}
+    busiest = max(timed, key=lambda m: float(m["measured"]["load_average"]))
+    return {
+        **busiest["machine"],
+        "load_average": busiest["measured"]["load_average"],
+        "dtype": ", ".join(sorted(dtypes)) or "float64",
+    }
+
+
+def _sources(task: Task) -> list[dict[str, Any]]:
+    return [
+        {"stage": f"{name} file", "kind": "source", "id": notes["sha256"], "inputs": [], "path": notes["path"]}
+        for name, notes in task.report["sources"].items()
+    ]
+
+
+def _link(manifest: Manifest) -> dict[str, Any]:
+    inputs = [source["id"] for source in manifest["inputs"].values()]
+    if manifest["kind"] == "task":
+        inputs = [notes["sha256"] for notes in manifest["facts"]["report"]["sources"].values()]
+    return {
+        "stage": manifest["stage"],
+        "kind": manifest["kind"],
+        "id": manifest["id"],
+        "inputs": inputs,
+        "seconds": manifest["cost"]["seconds"],
+    }
+
+
+def run_plan(out: Path) -> dict[str, Any]:
+    """The `run.json` of a run directory.
+
+    Raises:
+        DataError: `out` is not a run directory.
+    """
+    if not (out / "run.json").exists():
+        raise DataError(f"{out} is not a run directory: it has no run.json", hint="name the folder that `quilate run` wrote")
+    plan: dict[str, Any] = read_json(out / "run.json")
+    return plan
+
+
+def read_evidence(out: Path) -> dict[str, Any]:
+    """The evidence of a finished run."""
+    evidence: dict[str, Any] = read_json(out / "evidence.json")
+    return evidence
+
+
+REPORT = StageKind("report", 1, ReportConfig, _run)

@@ -1,0 +1,1 @@
+"""How stages are run: each in a subprocess of its own."""

@@ -1,0 +1,101 @@
+"""`manifest.json`: what a finished stage was, stood on, cost and left; also how a reader knows that it is finished."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from quilate.errors import DataError
+from quilate.evaluation.outcomes import Cost
+from quilate.files import read_json, sha256_of_file, write_json
+from quilate.phases.stage import StageReport
+from quilate.recipe.spec import StageSpec
+
+SCHEMA = 1
+NOT_OUTPUTS = {"manifest.json", "config.yaml", "log.txt", "attempts.json", "error.json", "checkpoints"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the executor measured around a stage."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_memory_bytes: int
+    load_average: float
+    attempts: int
+
+
+def write_manifest(folder: Path, spec: StageSpec, report: StageReport, measured: Measured) -> None:
+    """Declare the stage finished. Written last: without it the stage runs again."""
+    outputs = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not NOT_OUTPUTS & set(path.relative_to(folder).parts)
+    }
+    cost = Cost(
+        seconds=round(measured.seconds, 3),
+        train_tokens=report.train_tokens,
+        flops=report.flops,
+        peak_memory_bytes=measured.peak_memory_bytes,
+        trainable_parameters=report.trainable_parameters,
+    )
+    manifest = {
+        "schema": SCHEMA,
+        "stage": spec.name,
+        "kind": spec.kind,
+        "version": spec.version,
+        "id": spec.id,
+        "seed": spec.seed,
+        "inputs": spec.input_ids,
+        "cost": asdict(cost),
+        "counts": report.counts,
+        "facts": report.facts,
+        "measured": asdict(measured),
+        "machine": machine(),
+        "versions": {name: version(name) for name in ("quilate", "torch", "transformers", "peft", "tokenizers", "numpy")},
+        "outputs": outputs,
+    }
+    write_json(folder / "manifest.json", manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished stage whose outputs are all there, else None."""
+    if not (folder / "manifest.json").exists():
+        return None
+    try:
+        manifest: dict[str, Any] = read_json(folder / "manifest.json")
+        whole = manifest["schema"] == SCHEMA and all(
+            (folder / name).is_file() and (folder / name).stat().st_size == expected["bytes"]
+            for name, expected in manifest["outputs"].items()
+        )
+    except (DataError, KeyError, TypeError):
+        return None
+    return manifest if whole else None
+
+
+def machine() -> dict[str, Any]:
+    """The machine in the words of a report."""
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": memory,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,128 @@
+"""Run a recipe: reuse what is finished, resume what is not, run the rest."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from quilate.engine.interrupts import StopRequest
+from quilate.engine.runlog import Progress
+from quilate.errors import Interrupted
+from quilate.files import folder_lock, make_folder, write_json
+from quilate.recipe.evidence_stage import run_plan
+from quilate.recipe.executors.subprocess import run_in_subprocess
+from quilate.recipe.graph import Graph, Node, build_graph
+from quilate.recipe.kinds import KINDS
+from quilate.recipe.manifest import read_manifest
+from quilate.recipe.schema import Recipe
+from quilate.recipe.spec import StageSpec
+
+
+class RunListener(Protocol):
+    """Whoever shows the run to the user."""
+
+    def started(self, node: Node, number: int, total: int, *, resumed: bool) -> None: ...
+
+    def event(self, event: Progress | str) -> None: ...
+
+    def finished(self, node: Node, seconds: float, *, reused: bool) -> None: ...
+
+
+def run_recipe(
+    recipe: Recipe, *, base_folder: Path, out: Path, listener: RunListener, stop: StopRequest, until: str | None = None
+) -> Graph:
+    """Bring every stage of the recipe to its end.
+
+    Args:
+        base_folder: relative paths in the recipe start here.
+        out: the run's folder; `evidence.json` and `evidence.html` are copied to its top.
+        until: run only this stage and what it stands on.
+
+    Raises:
+        Interrupted: a stop was requested; finished stages and checkpoints are kept.
+        MachineError: another process works in `out`.
+        QuilateError: what a stage raised.
+    """
+    with folder_lock(out):
+        graph = build_graph(recipe, base_folder)
+        nodes = graph.upstream(until) if until else list(graph.nodes.values())
+        _write_plan(graph, recipe, base_folder, out)
+        for number, node in enumerate(nodes, start=1):
+            if stop:
+                raise Interrupted(f"stopped by {stop.signal} before stage {node.name}", hint="run the same command again to continue")
+            folder = node.folder(out)
+            manifest = read_manifest(folder)
+            if manifest is not None and manifest["id"] == node.id:
+                listener.finished(node, manifest["cost"]["seconds"], reused=True)
+                continue
+            listener.started(node, number, len(nodes), resumed=(folder / "checkpoints").exists())
+            started = time.monotonic()
+            run_in_subprocess(_spec(node, graph, out, base_folder), folder, on_event=listener.event, stop=stop)
+            listener.finished(node, time.monotonic() - started, reused=False)
+        if until is None:
+            for name in ("evidence.json", "evidence.html"):
+                shutil.copyfile(graph.nodes["report"].folder(out) / name, out / name)
+    return graph
+
+
+def _spec(node: Node, graph: Graph, out: Path, base_folder: Path) -> StageSpec:
+    sources = {role: graph.nodes[name] for role, name in node.inputs.items()}
+    return StageSpec(
+        name=node.name,
+        kind=node.kind,
+        version=KINDS[node.kind].version,
+        id=node.id,
+        seed=node.seed,
+        config=node.config,
+        inputs={role: str(source.folder(out).resolve()) for role, source in sources.items()},
+        input_ids={role: {"stage": source.name, "id": source.id} for role, source in sources.items()},
+        base_folder=str(base_folder.resolve()),
+    )
+
+
+def _write_plan(graph: Graph, recipe: Recipe, base_folder: Path, out: Path) -> None:
+    """`run.json`: the recipe as it is run, and where each stage's folder is, for the verbs that come later."""
+    stages = {
+        n.name: {"kind": n.kind, "id": n.id, "folder": str(n.folder(out).relative_to(out)), "arm": n.arm}
+        for n in graph.nodes.values()
+    }
+    plan = {"recipe": recipe.as_json(), "base_folder": str(base_folder.resolve()), "stages": stages}
+    write_json(out / "run.json", plan)
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """`state` is "done", "interrupted" (with the step of its last checkpoint) or "not run"."""
+
+    name: str
+    kind: str
+    state: str
+    seconds: float | None
+    folder: Path
+
+
+def run_status(out: Path) -> list[StageStatus]:
+    """Where each stage of a run stands."""
+    statuses = []
+    for name, stage in run_plan(out)["stages"].items():
+        folder = out / stage["folder"]
+        manifest = read_manifest(folder)
+        checkpoints = sorted((folder / "checkpoints").glob("step-????????"))
+        if manifest is not None:
+            statuses.append(StageStatus(name, stage["kind"], "done", manifest["cost"]["seconds"], folder))
+        elif checkpoints:
+            step = int(checkpoints[-1].name.removeprefix("step-"))
+            statuses.append(StageStatus(name, stage["kind"], f"interrupted at step {step}", None, folder))
+        else:
+            statuses.append(StageStatus(name, stage["kind"], "not run", None, folder))
+    return statuses
+
+
+def unused_stages(out: Path) -> list[Path]:
+    """Folders of stages that the present recipe no longer names."""
+    used = {stage["folder"] for stage in run_plan(out)["stages"].values()}
+    folders = sorted(make_folder(out / "stages").iterdir())
+    return [f for f in folders if f.is_dir() and not f.name.startswith(".") and str(f.relative_to(out)) not in used]

@@ -1,0 +1,102 @@
+"""The process a stage runs in: `python -m quilate.recipe.worker FOLDER`.
+
+Reads `config.yaml`, does the work, writes `manifest.json`. Speaks to its parent in JSON lines on standard output:
+`{"progress": ...}` and `{"note": ...}`. Ends with the exit codes of `quilate.errors`; an error is left in `error.json`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from quilate.config import validate
+from quilate.engine.interrupts import StopRequest, stop_on_signals
+from quilate.errors import Interrupted, MachineError, QuilateError, explained_os_errors
+from quilate.files import read_json, write_json
+from quilate.phases.stage import StageContext
+from quilate.recipe.kinds import KINDS
+from quilate.recipe.manifest import Measured, write_manifest
+from quilate.recipe.spec import StageSpec
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies: no orphan keeps training (Linux only)."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def say(**event: Any) -> None:
+    print(json.dumps(event, ensure_ascii=False), flush=True)
+
+
+def run_stage(folder: Path, stop: StopRequest) -> None:
+    """Run the stage that `folder` specifies and declare it finished."""
+    spec = StageSpec.read(folder)
+    kind = KINDS[spec.kind]
+    context = StageContext(
+        config=validate(kind.config, spec.config, source=str(folder / "config.yaml")),
+        inputs={role: Path(path) for role, path in spec.inputs.items()},
+        folder=folder,
+        seed=spec.seed,
+        base_folder=Path(spec.base_folder),
+        listener=lambda progress: say(progress=asdict(progress)),
+        note=lambda line: say(note=line),
+        stop=stop,
+    )
+    attempts = read_json(folder / "attempts.json") if (folder / "attempts.json").exists() else []
+    started, cpu_started = time.perf_counter(), time.process_time()
+    try:
+        report = kind.run(context)
+    finally:
+        attempts.append(
+            {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu_started, "load": os.getloadavg()[0]}
+        )
+        write_json(folder / "attempts.json", attempts)
+    measured = Measured(
+        seconds=sum(a["seconds"] for a in attempts),
+        cpu_seconds=sum(a["cpu_seconds"] for a in attempts),
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        load_average=max(a["load"] for a in attempts),
+        attempts=len(attempts),
+    )
+    write_manifest(folder, spec, report, measured)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the finished model has replaced them
+
+
+def main(folder: Path) -> int:
+    die_with_parent()
+    try:
+        with stop_on_signals() as stop, explained_os_errors(folder, "run the stage"):
+            run_stage(folder, stop)
+        return 0
+    except MemoryError:
+        error: QuilateError = MachineError("out of memory", hint="lower micro_batch_tokens, or close other programs")
+    except QuilateError as expected:
+        error = expected
+    except Exception as unexpected:
+        traceback.print_exc()
+        error = QuilateError(
+            f"{type(unexpected).__name__}: {unexpected}", hint=f"this is a fault of quilate; please report it with {folder / 'log.txt'}"
+        )
+    if not isinstance(error, Interrupted):
+        say(note=f"failed: {error.message}")
+    try:
+        write_json(folder / "error.json", {"message": error.message, "hint": error.hint})
+    except (QuilateError, OSError):
+        traceback.print_exc()  # the disk may be full: the parent still has the exit code and the log
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,1 @@
+"""Text to tokens, the same way for training and for scoring."""

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from quilate.evaluation.outcomes import ArmOutcome, Cost
+from quilate.report import errors_csv, print_table
+
+
+def test_table_names_every_arm_its_interval_and_the_verdict(evidence: dict[str, Any]) -> None:
+    evidence = {**evidence, "task": {**evidence["task"], "name": "notas [red]urgentes[/red]"}}
+    console = Console(width=140, file=io.StringIO(), record=True)
+    print_table(evidence, console, "es")
+    shown = console.export_text()
+    for arm in evidence["arms"]:
+        row = next(line for line in shown.splitlines() if line.startswith(arm["name"]))
+        assert f"{100 * arm['score']:.1f}".replace(".", ",") in row
+        assert f"{100 * arm['ci95'][0]:.1f}".replace(".", ",") in row
+    assert "recomendado" in shown
+    assert "Entrene: Ajuste completo" in shown
+    assert "notas [red]urgentes[/red]" in shown  # names are not markup
+    assert shown.count("! ") == len(evidence["notices"])
+
+
+def test_mistakes_hold_every_wrong_answer_and_only_those() -> None:
+    labels, gold = ["sí", "no", "quizá"], np.array([0, 1, 2, 0])
+    first = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.1, 0.2, 0.7], [0.05, 0.9, 0.05]])
+    outcome = ArmOutcome("LoRA", "fine-tuning", "lora", [1, 2], [first, np.eye(3)[gold]], Cost(1.0), 1.0)
+    texts = ["bien", 'dolor; "agudo",\nniño', "bien", "=HYPERLINK(1)"]
+    raw = errors_csv(outcome, texts, gold, labels)
+    assert raw.startswith(b"\xef\xbb\xbf")
+    rows = list(csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline="")))
+    assert [(r["seed"], r["item"], r["gold"], r["predicted"]) for r in rows] == [
+        ("1", "3", "sí", "no"),
+        ("1", "1", "no", "sí"),
+    ]
+    assert rows[1]["text"] == texts[1]
+    assert rows[0]["text"] == "'=HYPERLINK(1)"  # a spreadsheet shows it and does not run it
+    assert (rows[1]["probability_of_predicted"], rows[1]["probability_of_gold"]) == ("0.6000", "0.3000")
