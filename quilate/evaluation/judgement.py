@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from quilate.errors import GateError, QuilateError
 from quilate.evaluation import metrics
@@ -98,7 +99,10 @@ def judge(
         resamples=rules.resamples,
         seed=rules.seed,
     )
-    arms = [_judge_arm(index, outcomes, gold, labels, draws, rules) for index in range(len(outcomes))]
+    try:
+        arms = [_judge_arm(index, outcomes, gold, labels, draws, rules) for index in range(len(outcomes))]
+    except ValidationError as error:
+        raise QuilateError(f"an arm's outcome holds impossible values: {error}") from error
     between = _differences(draws, rules)
     return Judgement(
         arms=arms,

@@ -20,7 +20,7 @@ Amount = Annotated[float, Field(ge=0)]
 class Part(BaseModel):
     """Base of all parts of the evidence."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, revalidate_instances="always")
 
 
 class Notice(Part):

@@ -91,7 +91,7 @@ def cost_and_score(arms: list[ArmEvidence], highlighted: str | None, t: Language
             x, (low, high) = seconds[arm.name], arm.ci95
             axes.plot([x, x], [low, high], color=colour, lw=1.6, zorder=3, solid_capstyle="round")
             face = colour if arm.on_pareto_front else _PAPER
-            axes.plot([x], [arm.score], marker="o", ms=7, mfc=face, mec=colour, mew=1.6, zorder=4)
+            axes.plot([x], [arm.score], ls="", marker="o", ms=7, mfc=face, mec=colour, mew=1.6, zorder=4)
         low_x, high_x = min(seconds.values()), max(seconds.values())
         axes.set_xscale("log")
         axes.set_xlim(low_x / 3, high_x * (high_x / low_x) ** (0.1 if width == "wide" else 0.2) * 3)

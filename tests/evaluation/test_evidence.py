@@ -76,7 +76,7 @@ def test_unknown_and_missing_keys_are_named(parts: dict[str, Any]) -> None:
         assemble(**{**parts, "task": {**TASK, "tset": 3}})
     with pytest.raises(QuilateError, match=r"base\.sha256"):
         assemble(**{**parts, "base": {k: v for k, v in BASE.items() if k != "sha256"}})
-    with pytest.raises(DataError, match="arms"):
+    with pytest.raises(DataError, match="recipe: Field required"):
         parse({"schema": "quilate.evidence/1"})
 
 

@@ -202,6 +202,8 @@ def test_impossible_outcomes_are_refused(gold: Gold, make_arm: MakeArm) -> None:
         judge([arm, arm], gold, LABELS, None, RULES)
     with pytest.raises(QuilateError, match="arrays of probabilities"):
         judge([dataclasses.replace(arm, seeds=[1, 2])], gold, LABELS, None, RULES)
+    with pytest.raises(QuilateError, match="seconds"):
+        judge([dataclasses.replace(arm, cost=Cost(float("nan")))], gold, LABELS, None, RULES)
     with pytest.raises(QuilateError, match="shape"):
         judge([arm], gold[:-1], LABELS, None, RULES)
     with pytest.raises(QuilateError, match="index into"):

@@ -122,7 +122,7 @@ def test_markup_in_labels_and_names_is_shown_not_run() -> None:
 
 
 def test_undecided_says_so(evidence: dict[str, Any]) -> None:
-    undecided = make_evidence(margin=0.005)
+    undecided = make_evidence(items=120)
     assert undecided["recommendation"]["verdict"] == "undecided"
     text = Page(render_html(undecided, "es")).text
     assert text.split("Sin decidir: etiquete unos ")[1][0].isdigit()
