@@ -70,10 +70,12 @@ def duration(seconds: float, lang: str) -> str:
 
 
 def names(items: list[str], lang: str) -> str:
-    """a, b and c."""
+    """a, b and c; quoted where a name holds a comma of its own."""
     if len(items) < 2:
         return "".join(items)
-    last = "and" if lang == "en" else "e" if items[-1][:1].lower() in "ií" else "y"
+    last = "and" if lang == "en" else "e" if items[-1].lower().startswith(("i", "í")) else "y"
+    if any("," in item for item in items):
+        items = [f"“{item}”" if lang == "en" else f"«{item}»" for item in items]
     return f"{', '.join(items[:-1])} {last} {items[-1]}"
 
 

@@ -155,6 +155,7 @@ def test_what_is_not_evidence_is_refused(evidence: dict[str, Any]) -> None:
         (lambda t: t.duration(1.44), "1.4\xa0s", "1,4\xa0s"),
         (lambda t: t.p_value(0.0000001), "< 0.001", "< 0,001"),
         (lambda t: t.big(134_515_008), "134.5\xa0M", "134,5\xa0M"),
+        (lambda t: t.names(["base, sola", "b"]), "“base, sola” and “b”", "«base, sola» y «b»"),
         (lambda t: t.names(["a", "b", "interno"]), "a, b and interno", "a, b e interno"),
     ],
 )
