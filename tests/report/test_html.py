@@ -9,8 +9,8 @@ import pytest
 from synthetic_study import CHAPTERS, make_evidence
 
 from quilate.errors import DataError, UsageError
-from quilate.report import render_html
 from quilate.report.catalogue import STRINGS
+from quilate.report.html import render_html
 from quilate.report.language import Language, missing_keys
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}

@@ -8,7 +8,8 @@ import numpy as np
 from rich.console import Console
 
 from quilate.evaluation.outcomes import ArmOutcome, Cost
-from quilate.report import errors_csv, print_table
+from quilate.report.mistakes import errors_csv
+from quilate.report.table import print_table
 
 
 def test_table_names_every_arm_its_interval_and_the_verdict(evidence: dict[str, Any]) -> None:
