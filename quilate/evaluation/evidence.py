@@ -46,7 +46,10 @@ def assemble(
         *_warn_about_setting(task, machine),
     ]
     base_name = str(base.get("name", ""))
-    reasons = [*judgement.recommendation.reasons, Notice(code="holds_for", values={"base": base_name})]
+    scope = (
+        Notice(code="holds_for", values={"base": base_name}) if base.get("parameters") else Notice(code="holds_here")
+    )
+    reasons = [*judgement.recommendation.reasons, scope]
     recommendation = judgement.recommendation.model_copy(
         update={"base": base_name, "reasons": reasons, "why": " ".join(say(reason, "en") for reason in reasons)}
     )

@@ -162,6 +162,7 @@ ENGLISH = {
     "ruled_out": "Ruled out, as more than {margin:points} behind: {arms:names}.",
     "all_over_budget": "Every method cost more than the budget allows.",
     "holds_for": "This holds for the base model {base}, this task and this budget.",
+    "holds_here": "This holds for this task and this budget; no language model was tried.",
     # warnings
     "leaked": "The training text of {arms:names} overlaps the test items. Their scores are too high to be trusted; "
     "the run went on because it was told to.",
@@ -217,6 +218,7 @@ SPANISH = {
     "ruled_out": "Descartados, por quedar más de {margin:points} por debajo: {arms:names}.",
     "all_over_budget": "Todos los métodos costaron más de lo que permite el presupuesto.",
     "holds_for": "Esto vale para el modelo base {base}, esta tarea y este presupuesto.",
+    "holds_here": "Esto vale para esta tarea y este presupuesto; no se probó ningún modelo de lenguaje.",
     "leaked": "El texto de entrenamiento de {arms:names} se solapa con los casos de prueba. Sus puntuaciones son "
     "demasiado altas para fiarse; la ejecución siguió porque así se pidió.",
     "over_seconds": "{arm} supera el presupuesto ({spent:duration} frente a {budget:duration}); se muestra, pero no es "

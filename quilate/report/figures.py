@@ -202,7 +202,7 @@ def learning_curves(arms: list[ArmEvidence], t: Language, width: Width) -> str |
 
 
 def _points(curve: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    return [(row["step"], row["loss"]) for row in curve if row.get("loss") is not None]
+    return [(row["step"], row["loss"]) for row in curve if isinstance(row.get("loss"), (int, float))]
 
 
 def _smoothed(losses: tuple[float, ...], memory: float = 0.8) -> list[float]:

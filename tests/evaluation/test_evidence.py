@@ -52,6 +52,11 @@ def test_it_survives_the_way_through_a_file(parts: dict[str, Any]) -> None:
     assert parse(json.loads(json.dumps(written))).model_dump(mode="json", by_alias=True) == written
 
 
+def test_without_a_language_model_none_is_named(parts: dict[str, Any]) -> None:
+    found = assemble(**{**parts, "base": {"name": "none", "source": "", "parameters": 0, "sha256": ""}})
+    assert found["recommendation"]["why"].endswith("no language model was tried.")
+
+
 def test_same_outcomes_same_evidence(parts: dict[str, Any]) -> None:
     assert assemble(**parts) == assemble(**parts)
 

@@ -132,7 +132,7 @@ def test_undecided_says_so(evidence: dict[str, Any]) -> None:
 def test_a_baseline_only_study_has_no_learning_curves(evidence: dict[str, Any]) -> None:
     plain = copy.deepcopy(evidence)
     for arm in plain["arms"]:
-        arm["learning_curves"] = []
+        arm["learning_curves"] = [[{"step": 1, "loss": "nan"}]]  # a refused step, as the log writes it
     assert "Learning curves" not in Page(render_html(plain, "en")).text
 
 
