@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from quilate.data.packing import PackedBatch
-from quilate.models.attention import PACKED_ATTENTION, DocumentLayout
+from quilate.models.attention import DocumentLayout, use_packed_attention
 from quilate.models.heads import divide
 from quilate.objectives.cross_entropy import linear_cross_entropy_sum
 
@@ -15,21 +16,37 @@ class NextTokenLoss:
     """Callable `(batch) -> sum of -log p(target)` in fp32, with logits only where there is a target.
 
     Args:
-        model: a causal model, adapted or not; its attention is switched to the packed one.
+        model: a causal model, adapted or not; its attention is switched to the packed one where its architecture
+            allows it. Where it does not (Falcon), each document becomes a row of its own, padded among similar lengths.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.divided = divide(model)
         inner = model.get_base_model() if hasattr(model, "peft_config") else model
-        inner.set_attn_implementation(PACKED_ATTENTION)
+        self.packed = use_packed_attention(inner)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
-        body, head = self.divided.body, self.divided.head
+        head = self.divided.head
         batch = batch.to(head.weight.device)
-        hidden = body(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            document_layout=DocumentLayout.of(batch.lengths, head.weight.device),
-        ).last_hidden_state[0]
+        layout = DocumentLayout.of(batch.lengths, head.weight.device)
+        hidden = self._packed_hidden(batch, layout) if self.packed else self._padded_hidden(batch, layout)
         return linear_cross_entropy_sum(hidden[batch.source_positions], head.weight, head.bias, batch.targets)
+
+    def _packed_hidden(self, batch: PackedBatch, layout: DocumentLayout) -> Tensor:
+        """[T, D], the documents side by side in one row."""
+        output = self.divided.body(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, document_layout=layout
+        )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _padded_hidden(self, batch: PackedBatch, layout: DocumentLayout) -> Tensor:
+        """[T, D], each document in a row. Padding stands at the right, where no causal model looks: it needs no mask."""
+        parts = []
+        for group in layout.groups:
+            tokens = batch.input_ids[0, group.start : group.stop]
+            grid = tokens if group.slots is None else tokens[group.slots]
+            rows = grid.view(group.documents, group.longest)
+            hidden = self.divided.body(input_ids=rows, use_cache=False).last_hidden_state.flatten(0, 1)
+            parts.append(hidden if group.cells is None else hidden[group.cells])
+        return torch.cat(parts)

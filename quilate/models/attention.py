@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 PACKED_ATTENTION = "quilate_packed"
 
@@ -153,6 +153,38 @@ def _group_attention(group: Group, packed: list[Tensor], causal: bool, scaling: 
         return grid
     collected: Tensor = _Collect.apply(grid, group.slots, group.cells, group.padding)  # type: ignore[no-untyped-call]
     return collected
+
+
+@torch.no_grad()
+def use_packed_attention(model: PreTrainedModel) -> bool:
+    """Switch `model` to packed attention; False, with nothing changed, if its architecture does not let it.
+
+    Some architectures (Falcon, Bloom, MPT) do not ask transformers' registry for their attention: they accept the name,
+    ignore the layout and let documents see one another. So the switch is tried on two packed rows that differ in their
+    first document alone: if the second document's hidden states differ by one bit, it saw the first.
+    """
+    attention, training = model.config._attn_implementation, model.training
+    model.set_attn_implementation(PACKED_ATTENTION)
+    model.eval()
+    try:
+        if model.config._attn_implementation == PACKED_ATTENTION and _confined(model):
+            return True
+    finally:
+        model.train(training)
+    model.set_attn_implementation(attention)
+    return False
+
+
+def _confined(model: PreTrainedModel) -> bool:
+    device = model.get_input_embeddings().weight.device
+    layout = DocumentLayout.of((2, 3), device)
+    rows = torch.tensor([[0, 1, 2, 3, 4], [5, 6, 2, 3, 4]], device=device) % model.config.vocab_size
+    positions = torch.tensor([[0, 1, 0, 1, 2]], device=device)
+    one, other = (
+        model.base_model(input_ids=row[None], position_ids=positions, use_cache=False, document_layout=layout)
+        for row in rows
+    )
+    return torch.equal(one.last_hidden_state[:, 2:], other.last_hidden_state[:, 2:])
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
