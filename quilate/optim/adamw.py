@@ -114,11 +114,12 @@ class AdamW:
         """Inverse of `state`, parameters included.
 
         Raises:
-            KeyError: a tensor is missing or unexpected (the checkpoint is of another model).
+            KeyError: a tensor is missing, unexpected, or of another shape (the checkpoint is of another model).
         """
         expected = self.state()
-        if expected.keys() != tensors.keys():
-            raise KeyError(f"tensors differ: {sorted(expected.keys() ^ tensors.keys())[:3]}")
+        shapes, given = ({name: tuple(t.shape) for name, t in state.items()} for state in (expected, tensors))
+        if shapes != given:  # checked before the first copy, which would broadcast some other shapes without a word
+            raise KeyError(f"tensors differ: {sorted({name for name, _ in shapes.items() ^ given.items()})[:3]}")
         for name, tensor in expected.items():
             if name != "updates":
                 tensor.copy_(tensors[name])
