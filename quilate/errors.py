@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,7 +88,13 @@ def explained_os_errors(path: str | os.PathLike[str], doing: str) -> Iterator[No
         MachineError: it is not permitted, the disk is full, or anything else failed below us.
     """
     try:
-        yield
+        try:
+            yield
+        except Exception as error:
+            refused = None if isinstance(error, OSError | QuilateError) else _os_error_of(error)
+            if refused is None:
+                raise
+            raise refused from error
     except FileNotFoundError as error:
         missing = error.filename or path
         raise DataError(f"cannot {doing}: {missing} does not exist", hint="check the path and its spelling") from error
@@ -110,3 +117,9 @@ def explained_os_errors(path: str | os.PathLike[str], doing: str) -> Iterator[No
         if error.errno == errno.EROFS:
             raise MachineError(f"cannot {doing}: {path} is on a read-only file system", hint="choose another folder") from error
         raise
+
+
+def _os_error_of(error: Exception) -> OSError | None:
+    """The operating system's refusal behind an error of a library written in Rust (safetensors), which hides it."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None

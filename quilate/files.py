@@ -151,6 +151,7 @@ def atomic_folder(path: Path, *, fault: str = "folder") -> Iterator[Path]:
                 fsync_folder(folder)
             faults.at(f"{fault}.rename")
             replaced = path.with_name(f".{path.name}.replaced")
+            shutil.rmtree(replaced, ignore_errors=True)  # of a run killed between the two renames below
             if path.exists():
                 os.replace(path, replaced)
             os.replace(temporary, path)

@@ -7,10 +7,12 @@ training's data order or dropout masks.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # torch takes over a second to import; what only draws with NumPy need not wait for it
+    import torch
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -32,11 +34,15 @@ class Streams:
     """
 
     def __init__(self, seed: int) -> None:
+        import torch
+
         self.seed = seed
         self._generators: dict[str, torch.Generator] = {}
         torch.manual_seed(derive_seed(seed, "torch_global"))
 
     def __getitem__(self, name: str) -> torch.Generator:
+        import torch
+
         if name not in self._generators:
             generator = torch.Generator()
             generator.manual_seed(derive_seed(self.seed, name))
@@ -45,6 +51,8 @@ class Streams:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Every stream's state as byte tensors, for a checkpoint."""
+        import torch
+
         states = {f"stream.{name}": generator.get_state() for name, generator in self._generators.items()}
         states["torch_global"] = torch.get_rng_state()
         if torch.cuda.is_available():
@@ -53,6 +61,8 @@ class Streams:
 
     def restore(self, states: dict[str, Any]) -> None:
         """Put every stream back where `state` found it."""
+        import torch
+
         for name, state in states.items():
             if name == "torch_global":
                 torch.set_rng_state(state)

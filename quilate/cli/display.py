@@ -43,7 +43,8 @@ class RunDisplay:
         elif self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=event.done, total=event.total, detail=describe(event))
         elif time.monotonic() >= self._next_line:
-            self.console.print(f"{self._title}: {event.done}/{event.total} {event.unit}, {describe(event)}")
+            detail = describe(event)
+            self.console.print(f"{self._title}: {event.done}/{event.total} {event.unit}" + (f", {detail}" if detail else ""))
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def finished(self, node: Node, seconds: float, *, reused: bool) -> None:

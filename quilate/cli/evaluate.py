@@ -53,7 +53,7 @@ def evaluate(run: Path, data: Path, *, arm: str | None = None, strict: bool = Fa
     items = [Item(str(i), texts[i], gold_labels[i], str(i)) for i in kept]
     leaks = find_leaks(task.train, items)
     if leaks.items and not task.config.allow_leak:
-        raise GateError(f"{leaks.items} of {len(items)} items of {data} were in the training rows", hint="remove them from the file")
+        raise GateError(f"{len(leaks.items)} of {len(items)} items of {data} were in the training rows", hint="remove them from the file")
     scored = chosen.scorer.score([item.text for item in items])
     probabilities = metrics.with_temperature(scored.scores, chosen.temperature)
     gold = np.array([task.labels.index(item.label) for item in items])

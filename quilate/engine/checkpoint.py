@@ -1,8 +1,8 @@
 """Checkpoints that are complete and verified, or do not exist.
 
-One folder a checkpoint, `step-00000120/`: safetensors files, `state.json`, and `manifest.json` with the SHA-256 and size
-of each. It is filled as a hidden sibling, fsynced, then renamed. Loading checks every digest before one tensor is
-used, and falls back to an older checkpoint with a warning. Nothing is ever unpickled.
+One folder a checkpoint, `step-00000120/`: safetensors files, `state.json`, and `manifest.json` with the SHA-256 and
+size of each, and of itself. It is filled as a hidden sibling, fsynced, then renamed. Loading checks every digest before
+one tensor is used, and falls back to an older checkpoint with a warning. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from quilate import faults
 from quilate.errors import CheckpointError, DataError, MachineError
-from quilate.files import atomic_folder, make_folder, read_json, sha256_of_file, write_json
+from quilate.files import atomic_folder, digest, make_folder, read_json, sha256_of_file, write_json
 
 SCHEMA = 1
 NAME = re.compile(r"step-(\d{8})")
@@ -55,6 +55,8 @@ class Checkpointer:
             MachineError: not enough room (checked before and while writing); the earlier checkpoint is intact.
         """
         make_folder(self.folder)
+        for debris in self.folder.glob(".step-*"):  # of a killed save; as large as a checkpoint, so it goes first
+            shutil.rmtree(debris, ignore_errors=True)
         self._check_room(checkpoint)
         with atomic_folder(self._path(checkpoint.step), fault="checkpoint") as folder:
             for group, tensors in checkpoint.tensors.items():
@@ -64,9 +66,9 @@ class Checkpointer:
             files = {
                 p.name: {"bytes": p.stat().st_size, "sha256": sha256_of_file(p)} for p in sorted(folder.iterdir())
             }
-            write_json(folder / "manifest.json", {"schema": SCHEMA, "step": checkpoint.step, "files": files})
-        for path in self._paths()[: -self.keep]:
-            shutil.rmtree(path)
+            manifest = {"schema": SCHEMA, "step": checkpoint.step, "files": files}
+            write_json(folder / "manifest.json", manifest | {"sha256": digest(manifest)})
+        self._prune(checkpoint.step)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that passes every check, or None when there are none.
@@ -91,6 +93,12 @@ class Checkpointer:
     def clear(self) -> None:
         """Remove all checkpoints: the final model has replaced them."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _prune(self, saved: int) -> None:
+        """Keep the checkpoint just saved and those before it. Later ones are not newer: `latest` rejected them."""
+        up_to_now = [path for path in self._paths() if path.name <= self._path(saved).name]
+        for path in set(self._paths()) - set(up_to_now[-self.keep :]):
+            shutil.rmtree(path)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -119,11 +127,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         manifest = read_json(path / "manifest.json")
+        written = manifest.pop("sha256")
         schema, step, files = manifest["schema"], manifest["step"], manifest["files"]
-    except (DataError, KeyError, TypeError) as error:
+    except (DataError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / 'manifest.json'} is missing or broken") from error
     if schema != SCHEMA:
         raise CheckpointError(f"{path} has schema {schema}; this version reads {SCHEMA}")
+    if digest(manifest) != written:
+        raise CheckpointError(f"{path / 'manifest.json'} was altered: its SHA-256 differs")
     for name, expected in files.items():
         file = path / name
         if not file.is_file():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from quilate.errors import explained_os_errors
+from quilate.files import write_text
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,7 @@ class RunLog:
         self._started, self._first_step, self._tokens = time.monotonic(), resumed_step, 0
         for path in self._paths.values():
             kept = [row for row in read_metrics(path) if row["step"] <= resumed_step]
-            with explained_os_errors(path, "write metrics"):
-                path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            write_text(path, "".join(json.dumps(row) + "\n" for row in kept))  # killed here, the old rows must survive
 
     def step(self, step: int, total: int, *, tokens: int, loss: float, **metrics: Any) -> None:
         """Record one optimizer step (`step` counts from 1)."""

@@ -12,7 +12,8 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from quilate.errors import ModelError
-from quilate.models.load import compute_dtype, context_length, load_causal, load_tokenizer
+from quilate.models.load import context_length, load_causal, load_tokenizer
+from quilate.models.precision import compute_dtype
 from quilate.tasks.templates import SandboxedTemplate
 
 Message = dict[str, str]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,23 +20,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from quilate.errors import DataError
 from quilate.inference.label_tree import PROMPT_END, LabelTree
 from quilate.inference.prefix import Prefix
+from quilate.inference.scores import LabelScores, Normalization
 from quilate.models.heads import divide
 from quilate.models.load import context_length
 from quilate.tokenization.segments import answer_tokens, common_prefix_length, prompt_tokens, shorten
 
-Normalization = Literal["mean", "sum"]
-
 BATCH_TOKENS = 2048  # rows x columns of one forward pass; larger measured no faster on two cores
 HEAD_ROWS = 512  # rows of logits held at once, as in the training loss
-
-
-@dataclass(frozen=True)
-class LabelScores:
-    """`scores` [items, labels] float64: log P(label | prompt), summed or averaged over the label's tokens."""
-
-    scores: np.ndarray
-    truncated: int
-    tokens: int
 
 
 @dataclass(frozen=True)

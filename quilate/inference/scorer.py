@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from quilate.errors import DataError
 from quilate.files import make_folder, read_json, write_json
-from quilate.inference.likelihood import LabelScores, Normalization, score_labels
-from quilate.models.load import Precision, compute_dtype, load_causal, load_tokenizer
+from quilate.inference.scores import LabelScores, Normalization
+from quilate.models.precision import Precision, compute_dtype
 from quilate.tasks.templates import PromptTemplate
 
 ProgressCallback = Callable[[int, int], None]
@@ -134,6 +134,10 @@ class PromptScorer:
         return [prefix + self.template.prompt(text) for text in texts]
 
     def score(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> LabelScores:
+        # Here, not above: transformers takes seconds to import, and the other scorers do without it.
+        from quilate.inference.likelihood import score_labels
+        from quilate.models.load import load_causal, load_tokenizer
+
         if self._loaded is None:
             model = load_causal(self.model_path, dtype=compute_dtype(self._precision))
             self._loaded = model, load_tokenizer(self.model_path)

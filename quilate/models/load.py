@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Literal
 
 import torch
 import transformers
@@ -12,23 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from quilate.errors import ModelError
 from quilate.files import read_json
+from quilate.models.precision import compute_device
 from quilate.models.source import check_model_directory
-
-Precision = Literal["auto", "bf16", "fp32"]
-
-
-def compute_dtype(precision: Precision = "auto") -> torch.dtype:
-    """bf16 where the processor multiplies it fast (CUDA, AVX512-BF16, AMX), else fp32."""
-    if precision != "auto":
-        return torch.bfloat16 if precision == "bf16" else torch.float32
-    if torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
-
-
-def compute_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model or adapter directory.

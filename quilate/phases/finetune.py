@@ -19,15 +19,8 @@ from quilate.engine.loop import FitResult, fit
 from quilate.errors import DataError
 from quilate.files import atomic_folder
 from quilate.inference.scorer import PromptScorer
-from quilate.models.load import (
-    Precision,
-    compute_dtype,
-    context_length,
-    load_causal,
-    load_tokenizer,
-    save_model,
-    trainable_parameters,
-)
+from quilate.models.load import context_length, load_causal, load_tokenizer, save_model, trainable_parameters
+from quilate.models.precision import Precision, compute_dtype
 from quilate.models.tuning.lora import LoraConfig, add_lora
 from quilate.optim.adamw import AdamW
 from quilate.optim.schedules import Decay, learning_rate

@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import Field
 
 from quilate.config import Config
-from quilate.inference.likelihood import Normalization
 from quilate.inference.scorer import PromptScorer
-from quilate.models.load import Precision
+from quilate.inference.scores import Normalization
+from quilate.models.precision import Precision
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of
 from quilate.rng import numpy_stream
 from quilate.tasks.classification import Item, Task

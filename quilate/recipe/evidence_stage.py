@@ -22,7 +22,7 @@ Manifest = dict[str, Any]
 SHARED_KINDS = ("task", "base")
 
 # Of `Task.report`: rows that were read and then not used.
-DROPPED = ("filtered", "empty_text", "missing_label", "unused")
+DROPPED = ("filtered", "empty_text", "missing_label", "unseen_label", "dropped_leaks", "unused")
 
 
 class JudgedArm(Config):
@@ -107,8 +107,10 @@ def _outcome(
     costs = [sum((Cost(**m["cost"]) for m in run[1:]), start=Cost(**run[0]["cost"])) for run in runs]
     trained = [next((m for m in reversed(run) if m["cost"]["trainable_parameters"]), None) for run in runs]
     counts: dict[str, int] = {}
-    for manifest in runs[0]:
-        counts |= {name: count for name, count in manifest["counts"].items() if count}
+    for manifest in (m for run in runs for m in run):
+        for name, count in manifest["counts"].items():
+            if count:
+                counts[name] = max(counts.get(name, 0), count)  # of one run, like the cost
     solved_by = [manifests[m["inputs"]["arm"]["stage"]] for m in (manifests[name] for name in arm.evaluations)]
     return ArmOutcome(
         name=arm.name,
@@ -181,7 +183,7 @@ def _describe_task(task: Task, outcomes: list[ArmOutcome]) -> dict[str, Any]:
         "train": len(task.train),
         "dev": len(task.dev),
         "test": len(task.test),
-        "dropped": {name: report[name] for name in DROPPED if report[name]},
+        "dropped": {name: count for name in DROPPED if (count := _total(report[name]))},
         "quarantined": quarantined,
         "truncated": max(sum(n for name, n in o.counts.items() if name.endswith("cut")) for o in outcomes),
         "group": task.config.group,
@@ -189,6 +191,10 @@ def _describe_task(task: Task, outcomes: list[ArmOutcome]) -> dict[str, Any]:
         "leak_check": "leaked, allowed" if report["allowed_leak"] else "clean",
         "leak_detail": f"{leaks} items occur in two splits" if leaks else None,
     }
+
+
+def _total(count: int | dict[str, int]) -> int:
+    return sum(count.values()) if isinstance(count, dict) else count
 
 
 def _describe_machine(manifests: dict[str, Manifest]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from quilate.phases.baselines import BaselineConfig
 from quilate.phases.finetune import FinetuneConfig
 from quilate.phases.icl import IclConfig
 from quilate.phases.inputs import content_of_sources
-from quilate.recipe.kinds import KINDS
+from quilate.recipe.kinds import stage_kind
 from quilate.recipe.schema import BASE, ArmConfig, Recipe
 
 
@@ -64,7 +64,7 @@ class Graph:
         if name in self.nodes:
             raise ConfigError(f"two stages would be called '{name}'", hint="rename one of the arms")
         upstream = {role: self.nodes[node].id for role, node in inputs.items()}
-        identity = digest([kind, KINDS[kind].version, config, seed, content, upstream])
+        identity = digest([kind, stage_kind(kind).version, config, seed, content, upstream])
         self.nodes[name] = Node(name, kind, config, seed, inputs, identity, arm)
         return name
 

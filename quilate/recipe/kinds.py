@@ -1,15 +1,25 @@
-"""Every kind of stage there is, by name."""
+"""Every kind of stage there is, by name; a kind's module is imported when it is first asked for."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
-from quilate.phases.baselines import BASELINE
-from quilate.phases.evaluate import EVALUATE
-from quilate.phases.finetune import FINETUNE
-from quilate.phases.icl import ICL
-from quilate.phases.inputs import BASE, TASK
 from quilate.phases.stage import StageKind
-from quilate.recipe.evidence_stage import REPORT
 
-KINDS: dict[str, StageKind[Any]] = {kind.name: kind for kind in (TASK, BASE, BASELINE, ICL, FINETUNE, EVALUATE, REPORT)}
+KINDS = {
+    "task": "quilate.phases.inputs:TASK",
+    "base": "quilate.phases.inputs:BASE",
+    "baseline": "quilate.phases.baselines:BASELINE",
+    "icl": "quilate.phases.icl:ICL",
+    "finetune": "quilate.phases.finetune:FINETUNE",
+    "evaluate": "quilate.phases.evaluate:EVALUATE",
+    "report": "quilate.recipe.evidence_stage:REPORT",
+}
+
+
+def stage_kind(name: str) -> StageKind[Any]:
+    """The kind called `name`, one of `KINDS`."""
+    module, attribute = KINDS[name].split(":")
+    kind: StageKind[Any] = getattr(import_module(module), attribute)
+    return kind

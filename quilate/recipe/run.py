@@ -15,7 +15,7 @@ from quilate.files import folder_lock, make_folder, write_json
 from quilate.recipe.evidence_stage import run_plan
 from quilate.recipe.executors.subprocess import run_in_subprocess
 from quilate.recipe.graph import Graph, Node, build_graph
-from quilate.recipe.kinds import KINDS
+from quilate.recipe.kinds import stage_kind
 from quilate.recipe.manifest import read_manifest
 from quilate.recipe.schema import Recipe
 from quilate.recipe.spec import StageSpec
@@ -73,7 +73,7 @@ def _spec(node: Node, graph: Graph, out: Path, base_folder: Path) -> StageSpec:
     return StageSpec(
         name=node.name,
         kind=node.kind,
-        version=KINDS[node.kind].version,
+        version=stage_kind(node.kind).version,
         id=node.id,
         seed=node.seed,
         config=node.config,

@@ -24,7 +24,7 @@ from quilate.engine.interrupts import StopRequest, stop_on_signals
 from quilate.errors import Interrupted, MachineError, QuilateError, explained_os_errors
 from quilate.files import read_json, write_json
 from quilate.phases.stage import StageContext
-from quilate.recipe.kinds import KINDS
+from quilate.recipe.kinds import stage_kind
 from quilate.recipe.manifest import Measured, write_manifest
 from quilate.recipe.spec import StageSpec
 
@@ -43,7 +43,7 @@ def say(**event: Any) -> None:
 def run_stage(folder: Path, stop: StopRequest) -> None:
     """Run the stage that `folder` specifies and declare it finished."""
     spec = StageSpec.read(folder)
-    kind = KINDS[spec.kind]
+    kind = stage_kind(spec.kind)
     context = StageContext(
         config=validate(kind.config, spec.config, source=str(folder / "config.yaml")),
         inputs={role: Path(path) for role, path in spec.inputs.items()},

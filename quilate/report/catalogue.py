@@ -160,6 +160,8 @@ _BOTH: dict[str, tuple[str, str]] = {
     "count.filtered": ("not chosen by the recipe's filter", "no elegidas por el filtro de la receta"),
     "count.empty_text": ("empty text", "texto vacío"),
     "count.missing_label": ("no label", "sin etiqueta"),
+    "count.unseen_label": ("label not seen in training", "etiqueta ausente del entrenamiento"),
+    "count.dropped_leaks": ("also in a later split", "también en otra partición"),
     "count.unused": ("not needed for the sizes asked for", "no necesarias para los tamaños pedidos"),
     "count.prompts cut": ("training texts cut to fit", "textos de entrenamiento recortados"),
     "count.dev prompts cut": ("development texts cut to fit", "textos de desarrollo recortados"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 from quilate.engine.interrupts import StopRequest
 from quilate.engine.runlog import Progress
-from quilate.errors import BY_EXIT_CODE, MachineError, QuilateError
+from quilate.errors import BY_EXIT_CODE, Interrupted, MachineError, QuilateError
 from quilate.files import make_folder, read_json
 from quilate.recipe.spec import StageSpec
 
@@ -53,6 +54,8 @@ def run_in_subprocess(spec: StageSpec, folder: Path, *, on_event: EventListener,
             if process.poll() is None:
                 process.kill()
             process.wait()
+    if stop and process.returncode == -signal.SIGTERM:  # it was asked to leave before it had learned to listen
+        raise Interrupted(f"stopped by {stop.signal} while stage {spec.name} started", hint="run the same command again")
     if process.returncode != 0:
         raise _failure(process.returncode, spec.name, folder)
 

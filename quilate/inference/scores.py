@@ -1,0 +1,25 @@
+"""What a scorer answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Normalization = Literal["mean", "sum"]
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """Scores of every label for every item.
+
+    Attributes:
+        scores: [items, labels] float64: log-probabilities, up to a constant in each row; higher is likelier.
+        truncated: items that were cut to fit the model.
+        tokens: tokens computed; 0 for what is no language model.
+    """
+
+    scores: np.ndarray
+    truncated: int
+    tokens: int
