@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from quilate.errors import ConfigError
@@ -153,7 +154,16 @@ def explain(config_class: type[Config]) -> Iterator[Key]:
         else:
             value = field.get_default(call_default_factory=True)
             default = "see its own table" if isinstance(value, Config) else yaml_scalar(value)
-        yield Key(name, _type_name(field.annotation), default, " ".join((field.description or "").split()))
+        yield Key(name, _type_name(field.annotation) + _bounds(field), default, " ".join((field.description or "").split()))
+
+
+_SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+
+
+def _bounds(field: FieldInfo) -> str:
+    """The limits of a number, e.g. ", ≥ 0, < 1"."""
+    limits = ((sign, getattr(rule, name, None)) for name, sign in _SIGNS.items() for rule in field.metadata)
+    return "".join(f", {sign} {limit}" for sign, limit in limits if limit is not None)
 
 
 def yaml_scalar(value: Any) -> str:
@@ -179,7 +189,8 @@ def _type_name(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type_name(a) for a in arguments)
     if origin is list:
-        return f"list of {_type_name(arguments[0])}"
+        inner = _type_name(arguments[0])
+        return f"list of ({inner})" if " or " in inner else f"list of {inner}"
     if origin is dict:
         return f"map of {_type_name(arguments[1])}"
     return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(

@@ -132,7 +132,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (DataError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / 'manifest.json'} is missing or broken") from error
     if schema != SCHEMA:
-        raise CheckpointError(f"{path} has schema {schema}; this version reads {SCHEMA}")
+        raise CheckpointError(f"{path / 'manifest.json'} has schema {schema}; this version reads {SCHEMA}")
     if digest(manifest) != written:
         raise CheckpointError(f"{path / 'manifest.json'} was altered: its SHA-256 differs")
     for name, expected in files.items():

@@ -80,6 +80,7 @@ class Conversation:
             temperature=temperature if temperature > 0 else None,
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            use_cache=True,
         )
         job = Thread(
             target=self.model.generate,
@@ -89,7 +90,6 @@ class Conversation:
                 "generation_config": settings,
                 "streamer": streamer,
                 "stopping_criteria": StoppingCriteriaList([stop]),
-                "use_cache": True,
             },
             daemon=True,
         )

@@ -48,7 +48,6 @@ def load_causal(directory: Path, *, dtype: torch.dtype, attention: str = "sdpa")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{directory} cannot be loaded: {reason}", hint="is it a causal language model, whole and unaltered?") from error
-    model.config.use_cache = False
     return model.to(compute_device()).eval()
 
 

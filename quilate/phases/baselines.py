@@ -13,6 +13,7 @@ from quilate.tasks.classification import Task
 
 class BaselineConfig(Config):
     kind: Literal["baseline"]
+    """What needs no language model."""
     method: Literal["majority", "tfidf"]
     """`majority` always says the commonest training label; `tfidf` is TF-IDF with logistic regression."""
     regularization: float = 10.0

@@ -42,9 +42,13 @@ def _run(context: StageContext[EvaluateConfig]) -> StageReport:
     scorer = load_scorer(context.inputs["arm"] / "scorer")
     total = len(task.dev) + len(task.test)
 
+    begun = time.perf_counter()
+
     def listen(offset: int, done: int) -> None:
         context.stop.raise_if_set()
-        context.listener(Progress(offset + done, total, "items"))
+        finished = offset + done
+        left = (time.perf_counter() - begun) / finished * (total - finished)
+        context.listener(Progress(finished, total, "items", seconds_left=left))
 
     dev = scorer.score([item.text for item in task.dev], lambda done, _: listen(0, done))
     started = time.perf_counter()

@@ -35,6 +35,7 @@ DEFAULT_RATE = {"full": 3e-5, "lora": 3e-4}
 
 class FinetuneConfig(Config):
     kind: Literal["finetune"]
+    """The model is trained to write the label after the item."""
     method: Literal["full", "lora"]
     """`full` trains every weight; `lora` trains a low-rank adapter on every linear layer."""
     on: str = "base"

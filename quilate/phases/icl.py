@@ -19,6 +19,7 @@ from quilate.tasks.classification import Item, Task
 
 class IclConfig(Config):
     kind: Literal["icl"]
+    """A prompt, with or without solved examples; nothing is trained."""
     on: str = "base"
     """The stage whose model is prompted."""
     shots: int = Field(default=0, ge=0)
