@@ -1,4 +1,4 @@
-"""Tiny things that tests are made of: models, a tokenizer, documents. Nothing here is fetched; all is made from a seed."""
+"""Tiny things that tests are made of: models, a tokenizer, documents. Nothing is fetched; all comes from a seed."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def tiny_gpt2(seed: int = 0, *, vocab_size: int = 384, dropout: float = 0.0) -> 
 
 
 def tiny_falcon(seed: int = 0, *, vocab_size: int = 384, alibi: bool = False) -> PreTrainedModel:
-    """Falcon-7B's shape: one key head, attention and MLP in parallel. It does not use transformers' attention registry."""
+    """Falcon-7B's shape: one key head, attention and MLP in parallel. It has no use for the attention registry."""
     torch.manual_seed(seed)
     config = FalconConfig(
         vocab_size=vocab_size,
