@@ -38,8 +38,8 @@ clean:  ## Remove .venv and caches; runs/ is kept.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # Of pip's many lines, those that say what takes long; its errors and warnings come through untouched.
-LONG_STEPS := awk '/^ *(Downloading|Using cached) .*[0-9] [MG]B\)/ {print "   " $$0; fflush()} \
-	/^Installing collected packages/ {print "   installing " NF - 3 " packages"; fflush()}'
+LONG_STEPS := awk '/^ *(Downloading|Using cached) .*\(([0-9][0-9]+\.[0-9] M|[0-9.]+ G)B\)/ {print "   " $$1, $$2, $$3, $$4; fflush()} \
+	/^Installing collected packages/ && NF > 4 {print "   installing " NF - 3 " packages"; fflush()}'
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
