@@ -1,0 +1,110 @@
+"""`recipes/tiny.yaml` from the command line: every stage kind, reuse, and what a changed key runs again.
+
+The base is a random two-layer Llama made from a seed (tests/support.py), so scores mean nothing here; that the same
+recipe is run, judged, reused and partly run again does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
+ARMS = ["majority", "tfidf", "one-per-class", "full", "full-then-lora"]
+
+
+def quilate(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run it in `folder`; a failure shows what it wrote to standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "quilate", *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def finished(run: Path) -> dict[str, int]:
+    """Stage folders and when each was finished."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in (run / "stages").glob("*/manifest.json")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, llama_directory: Path) -> Path:
+    """Where the recipe has been run once; the run is in `runs/tiny`."""
+    place = tmp_path_factory.mktemp("tiny")
+    quilate("run", RECIPE, "--set", f"base={llama_directory}", folder=place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def evidence(folder: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((folder / "runs" / "tiny" / "evidence.json").read_text(encoding="utf-8"))
+    return value
+
+
+@pytest.mark.slow
+def test_evidence_covers_every_arm_on_the_same_items(evidence: dict[str, Any]) -> None:
+    assert [arm["name"] for arm in evidence["arms"]] == ARMS
+    assert evidence["items"] == 18
+    for arm in evidence["arms"]:
+        low, high = arm["ci95"]
+        assert 0 <= low <= arm["score"] <= high <= 1
+        assert len(arm["scores_by_seed"]) == 1
+        assert arm["cost"]["seconds"] > 0
+    assert evidence["recommendation"]["verdict"] == "undecided"  # eighteen items decide nothing
+    assert evidence["task"]["leak_check"] == "clean"
+
+
+@pytest.mark.slow
+def test_what_training_cost_follows_from_what_was_trained(evidence: dict[str, Any], llama_directory: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    cost = {arm["name"]: arm["cost"] for arm in evidence["arms"]}
+    weights = AutoModelForCausalLM.from_pretrained(llama_directory).num_parameters()
+    assert cost["full"]["trainable_parameters"] == weights
+    assert 0 < cost["full-then-lora"]["trainable_parameters"] < weights
+    assert cost["majority"]["train_tokens"] == cost["one-per-class"]["train_tokens"] == 0
+    # Two epochs, then one more over the same thirty items; an arm's cost includes the arm it stands on.
+    assert 2 * cost["full-then-lora"]["train_tokens"] == 3 * cost["full"]["train_tokens"] > 0
+    assert cost["full-then-lora"]["seconds"] > cost["full"]["seconds"]
+
+
+@pytest.mark.slow
+def test_report_is_private_and_holds_no_source_text(folder: Path) -> None:
+    run = folder / "runs" / "tiny"
+    page = (run / "evidence.html").read_text(encoding="utf-8")
+    texts = [line.split('"')[1] for line in (RECIPE.parent / "tiny.csv").read_text(encoding="utf-8").splitlines()[1:]]
+    assert len(texts) == 60
+    assert [text for text in texts if text in page] == []
+    assert "Asunto de un aviso vecinal" in page
+    assert {path.stat().st_mode & 0o777 for path in (run / "stages").iterdir()} == {0o700}
+
+
+@pytest.mark.slow
+def test_second_run_reuses_everything_and_a_changed_rate_reruns_its_arm_only(
+    folder: Path, llama_directory: Path
+) -> None:
+    run = folder / "runs" / "tiny"
+    first = finished(run)
+    evidence_before = (run / "evidence.json").read_bytes()
+    base = f"base={llama_directory}"
+    again = quilate("run", RECIPE, "--set", base, folder=folder)
+    assert finished(run) == first
+    assert (run / "evidence.json").read_bytes() == evidence_before
+    assert again.stderr.count("reused") == len(first)
+
+    quilate("run", RECIPE, "--set", base, "--set", "arms.full-then-lora.lr=5e-4", folder=folder)
+    later = finished(run)
+    assert {name: later[name] for name in first} == first
+    new = sorted(name.rpartition("-")[0] for name in later.keys() - first.keys())
+    assert new == ["full-then-lora-s0", "full-then-lora-s0-evaluate", "report"]
