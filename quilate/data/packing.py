@@ -17,20 +17,30 @@ from torch import Tensor
 class Example:
     """One tokenized document.
 
-    `supervised[i]` says that token i is a target: it is predicted from the tokens before it. Token 0 has nothing
-    before it and is never a target.
+    For a causal model `answers` is None and `supervised[i]` says that token i is a target, predicted from the tokens
+    before it; token 0 has nothing before it and is never a target. For a masked model `answers[i]` is what stood where
+    `tokens[i]` now stands, and `supervised[i]` says that it is to be predicted there.
     """
 
     id: str
     tokens: np.ndarray
     supervised: np.ndarray
+    answers: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         assert self.tokens.shape == self.supervised.shape and self.supervised.dtype == bool
 
     @property
     def supervised_tokens(self) -> int:
-        return int(self.supervised[1:].sum())
+        return len(self.targets()[0])
+
+    def targets(self) -> tuple[np.ndarray, np.ndarray]:
+        """The positions that predict, and what each is to predict."""
+        if self.answers is None:
+            where = np.flatnonzero(self.supervised[1:]) + 1
+            return where - 1, self.tokens[where]
+        where = np.flatnonzero(self.supervised)
+        return where, self.answers[where]
 
 
 @dataclass(frozen=True)
@@ -82,9 +92,9 @@ def pack(examples: Sequence[Example]) -> PackedBatch:
     positions = np.concatenate([np.arange(n) for n in lengths])
     targets, sources = [], []
     for start, example in zip(starts, ordered, strict=True):
-        where = np.flatnonzero(example.supervised[1:]) + 1
-        targets.append(example.tokens[where])
-        sources.append(start + where - 1)
+        positions_in_document, answers = example.targets()
+        targets.append(answers)
+        sources.append(start + positions_in_document)
     return PackedBatch(
         input_ids=torch.from_numpy(np.concatenate([e.tokens for e in ordered]).astype(np.int64))[None],
         position_ids=torch.from_numpy(positions.astype(np.int64))[None],

@@ -1,4 +1,4 @@
-"""The next-token loss of a causal model on packed documents."""
+"""The loss of a language model on packed documents: next tokens for a causal model, masked ones for a masked model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from quilate.models.heads import divide
 from quilate.objectives.cross_entropy import linear_cross_entropy_sum
 
 
-class NextTokenLoss:
+class LanguageModellingLoss:
     """Callable `(batch) -> sum of -log p(target)` in fp32, with logits only where there is a target.
 
     Args:
-        model: a causal model, adapted or not; its attention is switched to the packed one where its architecture
+        model: a causal or masked model, adapted or not; its attention is switched to the packed one where its architecture
             allows it. Where it does not (Falcon), each document becomes a row of its own, padded among similar lengths.
     """
 
@@ -30,12 +30,16 @@ class NextTokenLoss:
         batch = batch.to(head.weight.device)
         layout = DocumentLayout.of(batch.lengths, head.weight.device)
         hidden = self._packed_hidden(batch, layout) if self.packed else self._padded_hidden(batch, layout)
-        return linear_cross_entropy_sum(hidden[batch.source_positions], head.weight, head.bias, batch.targets)
+        predicting = self.divided.transform(hidden[batch.source_positions])
+        return linear_cross_entropy_sum(predicting, head.weight, head.bias, batch.targets)
 
     def _packed_hidden(self, batch: PackedBatch, layout: DocumentLayout) -> Tensor:
         """[T, D], the documents side by side in one row."""
         output = self.divided.body(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, document_layout=layout
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids + self.divided.first_position,
+            use_cache=False,
+            document_layout=layout,
         )
         hidden: Tensor = output.last_hidden_state[0]
         return hidden

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quilate.errors import DataError
+from quilate.errors import DataError, ModelError
 from quilate.inference.label_tree import PROMPT_END, LabelTree
 from quilate.inference.prefix import Prefix
 from quilate.inference.scores import LabelScores, Normalization
@@ -54,12 +54,16 @@ def score_labels(
         on_progress: called with items done and in total.
 
     Raises:
-        DataError: what the prompts share fills the model's context; two labels cannot be told apart.
+        DataError: what the prompts share fills the model's context; a prompt is empty; two labels cannot be told apart.
+        ModelError: the model does not place tokens where it is told to.
     """
     divided = divide(model)
+    _check_layout(divided.body)
     device = divided.head.weight.device
     tree = LabelTree.of(answer_tokens(tokenizer, labels))
     sequences = prompt_tokens(tokenizer, prompts)
+    if not all(sequences):
+        raise DataError("a prompt is empty: there is nothing before the label", hint="give the template some fixed words")
     shared = common_prefix_length(sequences)
     room = context_length(model) - shared - int(tree.lengths.max())
     if room < 1:
@@ -79,6 +83,29 @@ def score_labels(
         computed += sum(len(item.tokens) + len(tree) for item in batch)
         on_progress(done, len(items))
     return LabelScores(scores, sum(was_cut for _, was_cut in cut), computed + shared)
+
+
+def _check_layout(body: torch.nn.Module) -> None:
+    """Refuse a body that ignores positions or masks, as those with ALiBi do (Bloom, MPT, some Falcons).
+
+    Two bit-exact probes: other positions must change the hidden states; a token that the mask hides must not.
+    """
+    device = next(body.parameters()).device
+    near, far = torch.tensor([[0, 1, 2]], device=device), torch.tensor([[0, 3, 5]], device=device)
+    hidden_first = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 1, 1]], dtype=torch.bool, device=device)[None, None]
+
+    def run(first: int, positions: Tensor) -> Tensor:
+        tokens = torch.tensor([[first, 1, 2]], device=device)
+        output = body(input_ids=tokens, position_ids=positions, attention_mask=hidden_first, use_cache=False)
+        states: Tensor = output.last_hidden_state[:, 1:]
+        return states
+
+    reference = run(3, near)
+    if torch.equal(reference, run(3, far)) or not torch.equal(reference, run(4, near)):
+        raise ModelError(
+            f"{type(body).__name__} does not place tokens where it is told to (ALiBi?), so labels cannot share a forward pass",
+            hint="use a model with rotary or learned positions, such as a Llama-, GPT-2- or Qwen-like one",
+        )
 
 
 def _batches(items: list[_Item], nodes: int) -> Iterator[list[_Item]]:

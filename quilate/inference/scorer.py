@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from quilate.errors import DataError
@@ -74,6 +75,8 @@ class TfidfScorer:
         self._vectorizer.idf_ = idf
 
     def score(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> LabelScores:
+        if not texts:  # scikit-learn refuses an empty list
+            return LabelScores(np.empty((0, len(self.labels))), truncated=0, tokens=0)
         logits = self._vectorizer.transform(texts) @ self.weights.T + self.bias
         on_progress(len(texts), len(texts))
         return LabelScores(logits - _log_sum_exp(logits), truncated=0, tokens=0)
@@ -178,8 +181,9 @@ def load_scorer(folder: Path) -> Scorer:
     saved = read_json(folder / "scorer.json")
     try:
         return _LOADERS[saved["kind"]](folder, saved)
-    except (KeyError, TypeError, OSError) as error:
-        raise DataError(f"{folder / 'scorer.json'} is not a scorer quilate wrote: {error}", hint="run the recipe again") from error
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+        problem = f"{folder / 'scorer.json'} is not a scorer quilate wrote: {error}"
+        raise DataError(problem, hint="run the recipe again") from error
 
 
 def _log_sum_exp(logits: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where a causal model divides into a body (hidden states) and an output head (logits).
+"""Where a language model divides into a body (hidden states) and an output head (logits).
 
 Dividing it lets a loss or a score multiply the head only at the positions that count. Some architectures do more after
 the head (Gemma 2 caps logits, Cohere scales them); the division is therefore checked on a probe, never assumed.
@@ -6,48 +6,75 @@ the head (Gemma 2 caps logits, Cohere scales them); the division is therefore ch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from quilate.errors import ModelError
 
 
+COUNTS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "longformer")
+
+
 @dataclass(frozen=True)
 class Divided:
-    """`head(body(...).last_hidden_state)` equals the model's logits."""
+    """`head(transform(body(...).last_hidden_state))` equals the model's logits.
+
+    Attributes:
+        transform: nothing for a causal model; a masked model's dense layer, activation and norm.
+        first_position: the position of a document's first token; RoBERTa counts from its padding index on.
+    """
 
     body: nn.Module
     head: nn.Linear
+    transform: Callable[[Tensor], Tensor] = nn.Identity()  # noqa: RUF009 (it has no state)
+    first_position: int = 0
 
 
 def divide(model: PreTrainedModel) -> Divided:
-    """Divide a causal model (an adapter's wrapping is looked through; the adapter stays active).
+    """Divide a causal or masked model (an adapter's wrapping is looked through; the adapter stays active).
 
     Raises:
-        ModelError: the model's logits are not a linear map of its last hidden states.
+        ModelError: the model's logits are not such a map of its last hidden states.
     """
     inner: PreTrainedModel = model.get_base_model() if hasattr(model, "peft_config") else model
     body, head = inner.base_model, inner.get_output_embeddings()
-    if isinstance(head, nn.Linear) and body is not inner and _agrees(inner, body, head):
-        return Divided(body, head)
+    if isinstance(head, nn.Linear) and body is not inner:
+        first = int(inner.config.pad_token_id) + 1 if inner.config.model_type in COUNTS_FROM_PADDING else 0
+        divided = Divided(body, head, _transform_of(inner), first)
+        if _agrees(inner, divided):
+            return divided
     raise ModelError(
         f"{type(inner).__name__} computes its logits in a way quilate does not know (more than one linear map)",
-        hint="use a Llama-, GPT-2-, Falcon-, Qwen- or Mistral-like model",
+        hint="use a Llama-, GPT-2-, Falcon-, Qwen-, Mistral-, BERT- or RoBERTa-like model",
     )
 
 
+def _transform_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """What a masked model does to hidden states before its output embeddings."""
+    roberta, bert = getattr(model, "lm_head", None), getattr(model, "cls", None)
+    if roberta is not None and hasattr(roberta, "layer_norm"):
+        return lambda hidden: roberta.layer_norm(functional.gelu(roberta.dense(hidden)))
+    if bert is not None and hasattr(bert, "predictions"):
+        transform: nn.Module = bert.predictions.transform
+        return transform
+    return nn.Identity()
+
+
 @torch.no_grad()
-def _agrees(model: PreTrainedModel, body: nn.Module, head: nn.Linear) -> bool:
+def _agrees(model: PreTrainedModel, divided: Divided) -> bool:
     attention, training = model.config._attn_implementation, model.training
     model.set_attn_implementation("eager")  # the probe is a plain row of tokens, whatever attention is in use
     model.eval()
     try:
-        probe = torch.arange(8, device=head.weight.device)[None] % model.config.vocab_size
-        logits: Tensor = model(input_ids=probe, use_cache=False).logits
-        ours = head(body(input_ids=probe, use_cache=False).last_hidden_state)
+        # Counted down from the top of the vocabulary: no padding token among them, which a masked model would skip.
+        probe = model.config.vocab_size - 1 - torch.arange(8, device=divided.head.weight.device)[None]
+        logits: Tensor = model(input_ids=probe).logits
+        ours = divided.head(divided.transform(divided.body(input_ids=probe).last_hidden_state))
         return torch.equal(logits, ours)
     finally:
         model.set_attn_implementation(attention)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from quilate.config import Config
 from quilate.data.batches import ExampleBatches
 from quilate.data.packing import Example
-from quilate.engine.language_modelling import NextTokenLoss
+from quilate.engine.language_modelling import LanguageModellingLoss
 from quilate.engine.loop import FitResult, fit
 from quilate.errors import DataError
 from quilate.files import atomic_folder
@@ -156,7 +156,7 @@ def _fit(
     )
     optimizer = AdamW(model.named_parameters(), weight_decay=config.weight_decay, rounding=streams["rounding"])
     result = fit(
-        model, batches, NextTokenLoss(model), optimizer, schedule, streams,
+        model, batches, LanguageModellingLoss(model), optimizer, schedule, streams,
         folder=context.folder, listener=context.listener, stop=context.stop, warn=context.note,
         clip_norm=config.clip_norm, checkpoint_seconds=config.checkpoint_seconds, checkpoint_steps=config.checkpoint_steps,
     )  # fmt: skip

@@ -11,10 +11,11 @@ KEPT_END = 32
 
 
 def opening_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before any text, such as BOS; nothing for SmolLM2."""
-    with_special = tokenizer("x", add_special_tokens=True).input_ids
-    plain = tokenizer("x", add_special_tokens=False).input_ids
-    return list(with_special[: len(with_special) - len(plain)]) if with_special[-len(plain) :] == plain else []
+    """What the tokenizer puts before any text, such as BOS; nothing for SmolLM2. What it puts after one is left out."""
+    with_special = list(tokenizer("x", add_special_tokens=True).input_ids)
+    plain = list(tokenizer("x", add_special_tokens=False).input_ids)
+    starts = (i for i in range(len(with_special)) if with_special[i : i + len(plain)] == plain)
+    return with_special[: next(starts, 0)]
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:

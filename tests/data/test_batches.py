@@ -36,7 +36,7 @@ def test_every_epoch_visits_each_example_once_in_an_order_of_its_own() -> None:
 
 def test_the_order_depends_on_the_seed_only() -> None:
     assert visited(batches()) == visited(batches(batch_size=2, micro_batch_tokens=8, epochs=3))
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
     torch.manual_seed(3)
     assert visited(batches()) == visited(batches())
     assert visited(batches(seed=2)) != visited(batches())

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from quilate.data.packing import Example, pack
-from quilate.engine.language_modelling import NextTokenLoss
+from quilate.engine.language_modelling import LanguageModellingLoss
 from quilate.engine.loop import optimizer_step
 from quilate.models.attention import PACKED_ATTENTION, DocumentLayout, packed_attention
 from quilate.optim.adamw import AdamW
@@ -30,7 +30,7 @@ def test_packed_loss_and_gradients_equal_transformers_on_separate_documents(arch
     reference, model = ARCHITECTURES[architecture](), ARCHITECTURES[architecture]()
     expected = reference_loss_sum(reference, examples)
     expected.backward()
-    loss = NextTokenLoss(model)(pack(examples))
+    loss = LanguageModellingLoss(model)(pack(examples))
     loss.backward()
     supervised = sum(e.supervised_tokens for e in examples)
     assert float(loss) / supervised == pytest.approx(float(expected) / supervised, abs=1e-5)
@@ -75,7 +75,7 @@ def test_an_all_ones_mask_would_break_it() -> None:
 
 def test_a_document_cannot_see_its_neighbour() -> None:
     """Bit equality: another first document, the same hidden states in the second."""
-    loss = NextTokenLoss(tiny_llama())
+    loss = LanguageModellingLoss(tiny_llama())
     second = Example("b", documents()[4].tokens, documents()[4].supervised)
     alone = Example("b-again", second.tokens, second.supervised)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_packed_attention_is_linear_in_memory(monkeypatch: pytest.MonkeyPatch) -
 
     examples = random_examples([8 + n % 4 for n in range(400)])
     batch = pack(examples)
-    loss = NextTokenLoss(tiny_llama())
+    loss = LanguageModellingLoss(tiny_llama())
     monkeypatch.setattr(F, "scaled_dot_product_attention", recording)
     loss(batch)
     assert batch.tokens == 3800
@@ -133,7 +133,7 @@ def test_dropout_in_training_is_used_by_packed_attention(monkeypatch: pytest.Mon
         rates.append(dropout_p)
         return original(*tensors, dropout_p=dropout_p, **options)
 
-    loss = NextTokenLoss(model)
+    loss = LanguageModellingLoss(model)
     monkeypatch.setattr(F, "scaled_dot_product_attention", recording)
     loss(pack(documents()))
     model.eval()
@@ -147,7 +147,7 @@ def one_update(
 ) -> tuple[dict[str, torch.Tensor], float, float]:
     """The gradient of one step given as micro-batches, its loss and its norm."""
     model = tiny_llama(dtype=precision)
-    loss = NextTokenLoss(model)
+    loss = LanguageModellingLoss(model)
     optimizer = AdamW(model.named_parameters(), rounding=torch.Generator())
     gradients: dict[str, torch.Tensor] = {}
     original = optimizer.step
