@@ -65,9 +65,11 @@ class TfidfScorer:
         terms: [F] the vocabulary in column order; idf: [F]; weights: [labels, F]; bias: [labels].
     """
 
-    VECTORIZER = {"ngram_range": (1, 2), "sublinear_tf": True}
+    VECTORIZER: ClassVar[dict[str, Any]] = {"ngram_range": (1, 2), "sublinear_tf": True}
 
-    def __init__(self, labels: list[str], terms: list[str], idf: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> None:
+    def __init__(
+        self, labels: list[str], terms: list[str], idf: np.ndarray, weights: np.ndarray, bias: np.ndarray
+    ) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self.labels, self.terms, self.idf, self.weights, self.bias = labels, terms, idf, weights, bias
@@ -160,7 +162,9 @@ class PromptScorer:
 
     @classmethod
     def load(cls, folder: Path, saved: dict[str, Any]) -> PromptScorer:
-        fields = {k: v for k, v in saved.items() if k not in ("kind", "model", "labels", "verbalizers", "demonstrations")}
+        fields = {
+            k: v for k, v in saved.items() if k not in ("kind", "model", "labels", "verbalizers", "demonstrations")
+        }
         demonstrations = [(text, verbalizer) for text, verbalizer in saved["demonstrations"]]
         return cls(Path(saved["model"]), saved["labels"], saved["verbalizers"], demonstrations=demonstrations, **fields)
 
@@ -188,4 +192,5 @@ def load_scorer(folder: Path) -> Scorer:
 
 def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
     highest = logits.max(axis=1, keepdims=True)
-    return highest + np.log(np.exp(logits - highest).sum(axis=1, keepdims=True))
+    total: np.ndarray = np.exp(logits - highest).sum(axis=1, keepdims=True)
+    return highest + np.log(total)

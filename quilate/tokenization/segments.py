@@ -1,4 +1,4 @@
-"""Prompts and answers as tokens, the same in training and in scoring, so a model is asked in the tokens it was taught."""
+"""Prompts and answers as tokens, the same in training and in scoring: a model is asked in the tokens it was taught."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _plain_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> l
     return [list(tokens) for tokens in encoded]
 
 
-def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
+def common_prefix_length(sequences: Sequence[list[int]]) -> int:
     """How many tokens all sequences begin with, leaving each at least one token of its own."""
     if not sequences:
         return 0

@@ -1,0 +1,144 @@
+"""Every scorer comes back from its folder with the same scores; TF-IDF equals scikit-learn's own classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from support import SENTENCES
+
+from quilate.config import validate
+from quilate.errors import DataError
+from quilate.inference.scorer import MajorityScorer, PromptScorer, Scorer, TfidfScorer, load_scorer
+from quilate.phases.baselines import train_majority, train_tfidf
+from quilate.tasks.classification import Task, TaskConfig
+from quilate.tasks.labels import Item
+
+NEW_TEXTS = [
+    "dolor de oído y fiebre",
+    "lesión en la piel del hombro",
+    "palabras nunca vistas: xyzzy",
+    "",
+    "ÚLCERA aguda",
+]
+
+
+def task(labels: list[str]) -> Task:
+    train = [Item(f"t:{n}", text, labels[n % len(labels)], f"g{n}") for n, text in enumerate(SENTENCES)]
+    config = validate(TaskConfig, {"name": "t", "text": "texto", "label": "etiqueta"}, source="prueba")
+    return Task(config, "t", sorted(set(labels)), sorted(set(labels)), train, [], [], {})
+
+
+@pytest.mark.parametrize("labels", [["sí", "no"], ["piel", "ojo", "oído", "tórax"]], ids=["binary", "multiclass"])
+@pytest.mark.parametrize("regularization", [10.0, 0.1])
+def test_tfidf_equals_scikit_learn(labels: list[str], regularization: float, tmp_path: Path) -> None:
+    problem = task(labels)
+    scorer, facts = train_tfidf(problem, regularization)
+    pipeline = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=regularization, max_iter=1000)
+    )
+    pipeline.fit([item.text for item in problem.train], [item.label for item in problem.train])
+    columns = [list(pipeline.classes_).index(label) for label in problem.labels]
+    expected = pipeline.predict_log_proba(NEW_TEXTS)[:, columns]
+    np.testing.assert_allclose(scorer.score(NEW_TEXTS).scores, expected, rtol=0, atol=1e-7)
+    assert facts["features"] == len(pipeline[0].vocabulary_)
+    scorer.save(tmp_path / "scorer")
+    np.testing.assert_array_equal(
+        load_scorer(tmp_path / "scorer").score(NEW_TEXTS).scores, scorer.score(NEW_TEXTS).scores
+    )
+
+
+def test_a_label_without_training_rows_comes_last() -> None:
+    problem = task(["sí", "no"])
+    problem.labels.append("ñandú")
+    scores = train_tfidf(problem, 1.0)[0].score(NEW_TEXTS).scores
+    assert (scores.argmin(axis=1) == 2).all()
+    assert np.isfinite(scores[:, :2]).all()
+
+
+def test_one_label_or_no_words_is_a_data_error() -> None:
+    with pytest.raises(DataError, match="one label only"):
+        train_tfidf(task(["sí"]), 1.0)
+    empty = task(["sí", "no"])
+    empty.train[:] = [Item(i.id, "¡! ...", i.label, i.group) for i in empty.train]
+    with pytest.raises(DataError, match="no words"):
+        train_tfidf(empty, 1.0)
+
+
+def test_majority_says_the_commonest_label_whatever_the_text(tmp_path: Path) -> None:
+    problem = task(["a", "b", "b", "c"])
+    scorer = train_majority(problem)
+    scores = scorer.score(NEW_TEXTS).scores
+    np.testing.assert_allclose(np.exp(scores), np.tile([0.25, 0.5, 0.25], (5, 1)))
+    scorer.save(tmp_path / "s")
+    np.testing.assert_array_equal(load_scorer(tmp_path / "s").score(["x"]).scores, scorer.score(["x"]).scores)
+
+
+def prompt_scorer(model: Path) -> PromptScorer:
+    return PromptScorer(
+        model,
+        ["L00-L99", "H60-H95"],
+        ["piel", "oído"],
+        template="Diagnóstico: {{ text }}\nCapítulo:",
+        instruction="Clasifica.",
+        demonstrations=[("Otitis aguda", "oído"), ("Eccema", "piel")],
+        normalization="sum",
+        precision="fp32",
+    )
+
+
+def test_a_prompt_scorer_comes_back(tmp_path: Path, llama_directory: Path) -> None:
+    scorer = prompt_scorer(llama_directory)
+    scorer.save(tmp_path / "s")
+    loaded = load_scorer(tmp_path / "s")
+    assert isinstance(loaded, PromptScorer)
+    assert loaded.labels == scorer.labels
+    assert loaded.prompts(["Acné"]) == scorer.prompts(["Acné"])
+    np.testing.assert_array_equal(loaded.score(NEW_TEXTS).scores, scorer.score(NEW_TEXTS).scores)
+
+
+def test_the_prompt_reads_as_it_should(llama_directory: Path) -> None:
+    assert prompt_scorer(llama_directory).prompts(["Acné juvenil"]) == [
+        "Clasifica.\n\nDiagnóstico: Otitis aguda\nCapítulo: oído\n\nDiagnóstico: Eccema\nCapítulo: piel\n\n"
+        "Diagnóstico: Acné juvenil\nCapítulo:"
+    ]
+
+
+def test_no_texts_give_no_rows(llama_directory: Path) -> None:
+    scorers: list[Scorer] = [
+        train_majority(task(["a", "b"])),
+        train_tfidf(task(["a", "b"]), 1.0)[0],
+        prompt_scorer(llama_directory),
+    ]
+    for scorer in scorers:
+        assert scorer.score([]).scores.shape == (0, 2)
+
+
+def test_a_damaged_scorer_is_a_data_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        load_scorer(tmp_path)
+    train_tfidf(task(["a", "b"]), 1.0)[0].save(tmp_path)
+    arrays = (tmp_path / "arrays.safetensors").read_bytes()
+    for content in (b"", arrays[:20], arrays[:-8]):
+        (tmp_path / "arrays.safetensors").write_bytes(content)
+        with pytest.raises(DataError, match="not a scorer"):
+            load_scorer(tmp_path)
+    for text in ("{", "[]", "{}", '{"kind": "os.system"}', '{"kind": "tfidf", "labels": ["a"]}'):
+        (tmp_path / "scorer.json").write_text(text)
+        with pytest.raises(DataError, match=r"scorer\.json"):
+            load_scorer(tmp_path)
+
+
+def test_majority_frequencies_of_zero_stay_finite() -> None:
+    assert np.isfinite(MajorityScorer(["a", "b"], [1.0, 0.0]).score(["x"]).scores).all()
+
+
+def test_tfidf_keeps_plain_arrays(tmp_path: Path) -> None:
+    scorer = train_tfidf(task(["a", "b"]), 1.0)[0]
+    assert isinstance(scorer, TfidfScorer)
+    scorer.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["arrays.safetensors", "scorer.json"]
