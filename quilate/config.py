@@ -71,9 +71,7 @@ def load(config_class: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
     return validate(config_class, value, source=str(path), lines=lines)
 
 
-def validate(
-    config_class: type[C], value: Any, *, source: str, lines: Mapping[Location, int] | None = None
-) -> C:
+def validate(config_class: type[C], value: Any, *, source: str, lines: Mapping[Location, int] | None = None) -> C:
     """Validate a plain value. `source` and `lines` place the errors.
 
     Raises:
@@ -83,7 +81,9 @@ def validate(
         return config_class.model_validate(value)
     except ValidationError as error:
         problems = [_describe(item, value, source, lines or {}) for item in error.errors()]
-        raise ConfigError("\n".join(problems), hint="docs/recipes.md lists every key, its type and its default") from error
+        raise ConfigError(
+            "\n".join(problems), hint="docs/recipes.md lists every key, its type and its default"
+        ) from error
 
 
 def _apply_override(value: dict[str, Any], override: str) -> None:
@@ -104,7 +104,9 @@ def _apply_override(value: dict[str, Any], override: str) -> None:
             node[key] = {}
         node = node.get(key) if isinstance(node, dict) else None
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: '{key}' is not a map of keys", hint="only maps can be entered with a dot")
+            raise ConfigError(
+                f"--set {override}: '{key}' is not a map of keys", hint="only maps can be entered with a dot"
+            )
     node[last] = parsed
 
 
@@ -127,9 +129,8 @@ def _strip_union_tags(location: Location, value: Any) -> Location:
     path: list[str | int] = []
     for index, part in enumerate(location):
         last = index == len(location) - 1
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+        in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if in_list or (isinstance(value, Mapping) and part in value):
             value = value[part]
         elif not last or (isinstance(value, Mapping) and part == value.get("kind")):
             continue
@@ -154,7 +155,9 @@ def explain(config_class: type[Config]) -> Iterator[Key]:
         else:
             value = field.get_default(call_default_factory=True)
             default = "see its own table" if isinstance(value, Config) else yaml_scalar(value)
-        yield Key(name, _type_name(field.annotation) + _bounds(field), default, " ".join((field.description or "").split()))
+        yield Key(
+            name, _type_name(field.annotation) + _bounds(field), default, " ".join((field.description or "").split())
+        )
 
 
 _SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}

@@ -115,7 +115,9 @@ def explained_os_errors(path: str | os.PathLike[str], doing: str) -> Iterator[No
                 hint="free some space and run the same command again; nothing written earlier is lost",
             ) from error
         if error.errno == errno.EROFS:
-            raise MachineError(f"cannot {doing}: {path} is on a read-only file system", hint="choose another folder") from error
+            raise MachineError(
+                f"cannot {doing}: {path} is on a read-only file system", hint="choose another folder"
+            ) from error
         raise
 
 

@@ -78,7 +78,7 @@ def write_bytes(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             faults.at("files.rename")
-            os.replace(temporary, path)
+            temporary.replace(path)
             fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -105,7 +105,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}", hint="restore it or remove the folder that holds it") from error
+        raise DataError(
+            f"{path} is not valid JSON: {error}", hint="restore it or remove the folder that holds it"
+        ) from error
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -126,7 +128,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: {error}", hint="the file was altered; remove its folder and run again") from error
+            raise DataError(
+                f"{path}, line {number}: {error}", hint="the file was altered; remove its folder and run again"
+            ) from error
     return rows
 
 
@@ -137,7 +141,8 @@ def atomic_folder(path: Path, *, fault: str = "folder") -> Iterator[Path]:
     An existing `path` is replaced only at the rename. Fault points: `{fault}.fsync` and `{fault}.rename`.
     """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.tmp")  # fixed name: debris of a killed run is found and cleaned by the next
+    # A fixed name: debris of a killed run is found and cleaned by the next.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with explained_os_errors(path, f"write {path.name}"):
             shutil.rmtree(temporary, ignore_errors=True)
@@ -153,8 +158,8 @@ def atomic_folder(path: Path, *, fault: str = "folder") -> Iterator[Path]:
             replaced = path.with_name(f".{path.name}.replaced")
             shutil.rmtree(replaced, ignore_errors=True)  # of a run killed between the two renames below
             if path.exists():
-                os.replace(path, replaced)
-            os.replace(temporary, path)
+                path.replace(replaced)
+            temporary.replace(path)
             fsync_folder(path.parent)
             shutil.rmtree(replaced, ignore_errors=True)
     finally:
@@ -211,18 +216,21 @@ def read_yaml(path: Path) -> tuple[Any, dict[tuple[str | int, ...], int]]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{where}: {problem}", hint="recipes are plain YAML 1.2: maps, lists, strings, numbers; no tags") from error
+        raise ConfigError(
+            f"{where}: {problem}", hint="recipes are plain YAML 1.2: maps, lists, strings, numbers; no tags"
+        ) from error
     lines: dict[tuple[str | int, ...], int] = {}
     _collect_lines(marked, (), lines)
     return safe_value, lines
 
 
 def _collect_lines(node: Any, path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]) -> None:
+    positions: Any = getattr(node, "lc", None)  # of a CommentedMap or CommentedSeq
     if isinstance(node, Mapping):
         for key in node:
-            lines[(*path, key)] = node.lc.key(key)[0] + 1
+            lines[(*path, key)] = positions.key(key)[0] + 1
             _collect_lines(node[key], (*path, key), lines)
     elif isinstance(node, list):
         for index, item in enumerate(node):
-            lines[(*path, index)] = node.lc.item(index)[0] + 1
+            lines[(*path, index)] = positions.item(index)[0] + 1
             _collect_lines(item, (*path, index), lines)

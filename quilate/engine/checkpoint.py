@@ -63,9 +63,7 @@ class Checkpointer:
                 faults.at("checkpoint.write")
                 save_file({name: t.contiguous() for name, t in tensors.items()}, folder / f"{group}.safetensors")
             write_json(folder / "state.json", checkpoint.state)
-            files = {
-                p.name: {"bytes": p.stat().st_size, "sha256": sha256_of_file(p)} for p in sorted(folder.iterdir())
-            }
+            files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of_file(p)} for p in sorted(folder.iterdir())}
             manifest = {"schema": SCHEMA, "step": checkpoint.step, "files": files}
             write_json(folder / "manifest.json", manifest | {"sha256": digest(manifest)})
         self._prune(checkpoint.step)
@@ -143,5 +141,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(f"{file} has {file.stat().st_size:,} bytes, {expected['bytes']:,} were written")
         if sha256_of_file(file) != expected["sha256"]:
             raise CheckpointError(f"{file} was altered: its SHA-256 differs")
-    tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in files if name.endswith(".safetensors")}
+    tensors = {
+        name.removesuffix(".safetensors"): load_file(path / name) for name in files if name.endswith(".safetensors")
+    }
     return Checkpoint(step, tensors, read_json(path / "state.json"))

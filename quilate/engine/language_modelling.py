@@ -45,12 +45,15 @@ class LanguageModellingLoss:
         return hidden
 
     def _padded_hidden(self, batch: PackedBatch, layout: DocumentLayout) -> Tensor:
-        """[T, D], each document in a row. Padding stands at the right, where no causal model looks: it needs no mask."""
+        """[T, D], each document in a row. Padding stands at the right and is masked, for masked models look there too."""
         parts = []
         for group in layout.groups:
+            shape = group.documents, group.longest
             tokens = batch.input_ids[0, group.start : group.stop]
-            grid = tokens if group.slots is None else tokens[group.slots]
-            rows = grid.view(group.documents, group.longest)
-            hidden = self.divided.body(input_ids=rows, use_cache=False).last_hidden_state.flatten(0, 1)
+            rows = (tokens if group.slots is None else tokens[group.slots]).view(shape)
+            mask = None if group.padding is None else (~group.padding).long().view(shape)
+            hidden = self.divided.body(input_ids=rows, attention_mask=mask, use_cache=False).last_hidden_state.flatten(
+                0, 1
+            )
             parts.append(hidden if group.cells is None else hidden[group.cells])
         return torch.cat(parts)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from quilate import faults
@@ -80,7 +79,7 @@ def optimizer_step(
     for batch in micro_batches:
         loss_sum = loss_function(batch)
         loss += float(loss_sum.detach()) / supervised
-        (loss_sum / supervised).backward()
+        (loss_sum / supervised).backward()  # type: ignore[no-untyped-call]
         if len(micro_batches) > 1:
             optimizer.accumulate()
     norm = optimizer.gradient_norm()
@@ -153,7 +152,10 @@ def fit(
             checkpointer.save(_snapshot(counts, batches, optimizer, streams))
             last_saved = time.monotonic()
         if stop and counts["step"] < len(batches):
-            raise Interrupted(f"stopped by {stop.signal} after step {counts['step']}, saved", hint="run the same command again to continue")
+            raise Interrupted(
+                f"stopped by {stop.signal} after step {counts['step']}, saved",
+                hint="run the same command again to continue",
+            )
     return FitResult(counts["step"], counts["tokens"], counts["supervised_tokens"], counts["refused_updates"])
 
 
@@ -174,6 +176,8 @@ def _resume(checkpointer: Checkpointer, batches: Batches, optimizer: AdamW, stre
     try:
         optimizer.restore(checkpoint.tensors["optimizer"])
     except KeyError as error:
-        raise CheckpointError(f"the checkpoint belongs to another model: {error.args[0]}", hint=f"remove {checkpointer.folder}") from error
+        raise CheckpointError(
+            f"the checkpoint belongs to another model: {error.args[0]}", hint=f"remove {checkpointer.folder}"
+        ) from error
     streams.restore(checkpoint.tensors["streams"])
     return dict(checkpoint.state["counts"])

@@ -53,7 +53,10 @@ class RunLog:
         """Record one optimizer step (`step` counts from 1)."""
         elapsed = time.monotonic() - self._started
         self._tokens += tokens
-        self._append("metrics", {"step": step, "tokens": tokens, "loss": _finite(loss)} | {k: _finite(v) for k, v in metrics.items()})
+        self._append(
+            "metrics",
+            {"step": step, "tokens": tokens, "loss": _finite(loss)} | {k: _finite(v) for k, v in metrics.items()},
+        )
         self._append("timing", {"step": step, "seconds": round(elapsed, 3)})
         per_step = elapsed / (step - self._first_step)
         self._listener(Progress(step, total, "steps", loss, self._tokens / elapsed, per_step * (total - step)))

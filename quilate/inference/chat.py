@@ -19,7 +19,7 @@ from quilate.tasks.templates import SandboxedTemplate
 Message = dict[str, str]
 
 
-class _StopFlag(StoppingCriteria):
+class _StopFlag(StoppingCriteria):  # type: ignore[misc]  # transformers is not followed
     """Lets the reader of a stream end the generation (Ctrl-C ends an answer, not the chat)."""
 
     def __init__(self) -> None:
@@ -45,7 +45,9 @@ class Conversation:
         self.tokenizer = load_tokenizer(adapter or model)
         template = self.tokenizer.chat_template or load_tokenizer(model).chat_template
         if not isinstance(template, str):
-            raise ModelError(f"{model} has no chat template: it was not made for conversation", hint="use an instruct model")
+            raise ModelError(
+                f"{model} has no chat template: it was not made for conversation", hint="use an instruct model"
+            )
         self._template = SandboxedTemplate(template, name=f"the chat template of {model.name}", chat=True)
         self.model = load_causal(adapter or model, dtype=compute_dtype())
         self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
@@ -58,7 +60,9 @@ class Conversation:
 
     def prompt(self) -> str:
         """The conversation as the model sees it, ending where its answer begins."""
-        special = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        special = {
+            name: str(token) for name, token in self.tokenizer.special_tokens_map.items() if isinstance(token, str)
+        }
         return self._template.render(messages=self.messages, add_generation_prompt=True, tools=None, **special)
 
     def answer(self, text: str, *, max_new_tokens: int = 512, temperature: float = 0.7) -> Generator[str, None, None]:
@@ -67,7 +71,9 @@ class Conversation:
         `temperature` 0 is greedy. Closing the iterator early keeps what was said so far.
         """
         self.messages.append({"role": "user", "content": text})
-        ids = self.tokenizer(self.prompt(), return_tensors="pt", add_special_tokens=False).input_ids.to(self.model.device)
+        ids = self.tokenizer(self.prompt(), return_tensors="pt", add_special_tokens=False).input_ids.to(
+            self.model.device
+        )
         room = context_length(self.model) - ids.shape[1]
         if room < 1:
             self.messages.pop()

@@ -48,7 +48,8 @@ class LabelTree:
         """
         if len({tuple(label) for label in labels}) < len(labels) or not all(labels):
             raise DataError(
-                "two labels have the same tokens, or a label is empty", hint="give each its own short text in task.labels"
+                "two labels have the same tokens, or a label is empty",
+                hint="give each its own short text in task.labels",
             )
         nodes: dict[tuple[int, ...], int] = {}
         readings: list[tuple[int, int, int]] = []

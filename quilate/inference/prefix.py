@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 
-class _FrozenLayer(CacheLayerMixin):
-    """One layer's prefix: `update` returns prefix + new without keeping the new, so every batch sees the same prefix."""
+class _FrozenLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not followed
+    """One layer's prefix: `update` returns prefix + new and keeps nothing, so every batch sees the same prefix."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()

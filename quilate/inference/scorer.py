@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from safetensors import SafetensorError
@@ -192,5 +192,6 @@ def load_scorer(folder: Path) -> Scorer:
 
 def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
     highest = logits.max(axis=1, keepdims=True)
-    total: np.ndarray = np.exp(logits - highest).sum(axis=1, keepdims=True)
-    return highest + np.log(total)
+    total = np.exp(logits - highest).sum(axis=1, keepdims=True)
+    result: np.ndarray = highest + np.log(total)
+    return result

@@ -48,11 +48,15 @@ def resolve_model(source: str, *, base: Path = Path(), note: Callable[[str], Non
     elif path.suffix == ".gguf" and path.is_file():
         directory = _converted(path.resolve(), note)
     elif path.exists():
-        raise ModelError(f"{path} is not a model directory nor a .gguf file", hint="name the folder that holds config.json")
+        raise ModelError(
+            f"{path} is not a model directory nor a .gguf file", hint="name the folder that holds config.json"
+        )
     elif _is_hub_name(source):
         directory = _downloaded(source, note)
     else:
-        raise ModelError(f"no model at {path}", hint="name a model directory, a .gguf file, package:NAME or a hub name owner/model")
+        raise ModelError(
+            f"no model at {path}", hint="name a model directory, a .gguf file, package:NAME or a hub name owner/model"
+        )
     check_model_directory(directory)
     return LocalModel(directory, source, fingerprint(directory))
 
@@ -77,11 +81,17 @@ def check_model_directory(directory: Path) -> None:
     names = {p.name for p in directory.iterdir()} if directory.is_dir() else set()
     adapter = "adapter_config.json" in names
     if not adapter and "config.json" not in names:
-        raise ModelError(f"{directory} has no config.json: it is not a Hugging Face model directory", hint="check the path")
-    for name in sorted(names & {"config.json", "tokenizer_config.json", "generation_config.json", "adapter_config.json"}):
+        raise ModelError(
+            f"{directory} has no config.json: it is not a Hugging Face model directory", hint="check the path"
+        )
+    for name in sorted(
+        names & {"config.json", "tokenizer_config.json", "generation_config.json", "adapter_config.json"}
+    ):
         content = read_json(directory / name)
         if not isinstance(content, dict):
-            raise ModelError(f"{directory / name} is not a JSON object", hint="the file was altered; fetch the model again")
+            raise ModelError(
+                f"{directory / name} is not a JSON object", hint="the file was altered; fetch the model again"
+            )
         if content.get("auto_map") or content.get("custom_pipelines"):
             raise ModelError(
                 f"{directory / name} asks to run Python code that comes with the model (auto_map); quilate never does",
@@ -92,7 +102,7 @@ def check_model_directory(directory: Path) -> None:
         pickles = sorted(n for n in names if n.endswith(PICKLED))
         if pickles:
             raise ModelError(
-                f"{directory} holds its weights only as pickles ({', '.join(pickles[:3])}); opening one can run any code",
+                f"{directory} has its weights only as pickles ({', '.join(pickles[:3])}); opening one can run any code",
                 hint="convert it to safetensors on a machine you can lose, with save_pretrained(), and use that folder",
             )
         raise ModelError(f"{directory} has no .safetensors weights", hint="fetch the model again")
@@ -103,7 +113,9 @@ def check_model_directory(directory: Path) -> None:
 def _check_safetensors(path: Path) -> None:
     """The header says how long the file must be (safetensors format: u64 header size, JSON header, tensor bytes)."""
     size = path.stat().st_size
-    cut = ModelError(f"{path} is cut short ({size:,} bytes)", hint="the download or copy was interrupted; fetch it again")
+    cut = ModelError(
+        f"{path} is cut short ({size:,} bytes)", hint="the download or copy was interrupted; fetch it again"
+    )
     with path.open("rb") as file:
         prefix = file.read(8)
         if len(prefix) < 8:
@@ -133,7 +145,9 @@ def _gguf_of_package(name: str) -> Path:
         )
     found = sorted(p for place in spec.submodule_search_locations for p in Path(place).rglob("*.gguf"))
     if len(found) != 1:
-        raise ModelError(f"the package {name} ships {len(found)} GGUF files, one is needed", hint="name the file itself")
+        raise ModelError(
+            f"the package {name} ships {len(found)} GGUF files, one is needed", hint="name the file itself"
+        )
     return found[0]
 
 
@@ -154,7 +168,9 @@ def _converted(gguf: Path, note: Callable[[str], None]) -> Path:
                 **place, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
             )
         except (ValueError, OSError, KeyError, EOFError) as error:
-            raise ModelError(f"{gguf} cannot be read as GGUF: {error}", hint="the file may be cut short; fetch it again") from error
+            raise ModelError(
+                f"{gguf} cannot be read as GGUF: {error}", hint="the file may be cut short; fetch it again"
+            ) from error
         with atomic_folder(target) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)

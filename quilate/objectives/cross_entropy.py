@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Rows of logits held at once. 512 x 49,152 in fp32 is 100 MB; larger chunks measured no faster on two cores (guess elsewhere).
+# Rows of logits held at once. 512 x 49,152 in fp32 is 100 MB; larger chunks measured no faster on two cores (a guess
+# for other machines).
 CHUNK_ROWS = 512
 
 

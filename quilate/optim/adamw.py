@@ -92,7 +92,9 @@ class AdamW:
                 g = flat_gradient[block].float() * gradient_scale
                 first.lerp_(g, 1 - beta1)
                 second.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-                weight.mul_(decay).addcdiv_(first, second.sqrt().div_(second_correction).add_(self.eps), value=-corrected_rate)
+                weight.mul_(decay).addcdiv_(
+                    first, second.sqrt().div_(second_correction).add_(self.eps), value=-corrected_rate
+                )
                 if parameter.dtype != torch.float32:
                     assert self.rounding is not None  # checked at construction
                     stochastic_round_(compute, weight, self.rounding)
@@ -127,7 +129,7 @@ class AdamW:
 
     @torch.no_grad()
     def write_nearest(self) -> None:
-        """Set each bf16 parameter to its master rounded to nearest: the best single copy, for saving the final model."""
+        """Set each bf16 parameter to its master rounded to nearest: the best single copy, for the final model."""
         for name, parameter in self.parameters.items():
             if parameter.dtype != torch.float32:
                 parameter.data.copy_(self.master[name])

@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 def random_bits16(count: int, generator: torch.Generator) -> Tensor:
-    """`count` independent uniform integers in [0, 65535], as int32: four to one 64-bit draw, for draws are what costs."""
+    """`count` independent uniform integers in [0, 65535], as int32: four a 64-bit draw, for draws are what costs."""
     draws = torch.empty((count + 3) // 4, dtype=torch.int64, device=generator.device)
     draws.random_(-(2**63), None, generator=generator)
     return draws.view(torch.int16)[:count].to(torch.int32).bitwise_and_(0xFFFF)
 
 
 def stochastic_round_(target: Tensor, source: Tensor, generator: torch.Generator) -> None:
-    """Write `source` (fp32, contiguous, flat) into `target` (bf16, same shape), each value rounded up or down at random.
+    """Write `source` (fp32, contiguous, flat) into `target` (bf16, same shape), each value rounded at random.
 
     The 16 bits that bf16 drops are a fraction in [0, 1); adding a uniform 16-bit number carries into the kept bits with
     exactly that probability. Infinities and NaN pass through unharmed because the guard before the update refuses them.

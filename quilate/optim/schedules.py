@@ -8,7 +8,9 @@ from typing import Literal
 Decay = Literal["linear", "cosine", "constant"]
 
 
-def learning_rate(step: int, *, peak: float, total_steps: int, warmup_steps: int, decay: Decay, floor: float = 0.0) -> float:
+def learning_rate(
+    step: int, *, peak: float, total_steps: int, warmup_steps: int, decay: Decay, floor: float = 0.0
+) -> float:
     """The learning rate of `step` (from 0): linear warm-up to `peak`, then decay to `floor * peak`.
 
     The first step trains at `peak / warmup_steps`, not at zero; the last step still trains.

@@ -17,7 +17,7 @@ class BaselineConfig(Config):
     method: Literal["majority", "tfidf"]
     """`majority` always says the commonest training label; `tfidf` is TF-IDF with logistic regression."""
     regularization: float = 10.0
-    """Inverse strength C of the logistic regression's L2 penalty. 10 suits sublinear TF-IDF on a few hundred rows (guess)."""
+    """Inverse strength C of the logistic regression's L2 penalty. 10 suits TF-IDF on a few hundred rows (guess)."""
 
 
 def train_majority(task: Task) -> MajorityScorer:
@@ -56,7 +56,11 @@ def train_tfidf(task: Task, regularization: float) -> tuple[TfidfScorer, dict[st
         weights = np.stack([np.zeros(weights.shape[1]) if r is None else weights[r] for r in rows])
         bias = np.array([-1e9 if r is None else bias[r] for r in rows])
     scorer = TfidfScorer(
-        list(task.labels), list(vectorizer.get_feature_names_out()), vectorizer.idf_, np.ascontiguousarray(weights), bias
+        list(task.labels),
+        list(vectorizer.get_feature_names_out()),
+        vectorizer.idf_,
+        np.ascontiguousarray(weights),
+        bias,
     )
     return scorer, {"solver_iterations": int(max(model.n_iter_)), "features": len(scorer.terms)}
 
@@ -64,7 +68,7 @@ def train_tfidf(task: Task, regularization: float) -> tuple[TfidfScorer, dict[st
 def _run(context: StageContext[BaselineConfig]) -> StageReport:
     task = Task.load(context.inputs["task"] / "task")
     scorer: Scorer
-    facts = {}
+    facts: dict[str, int] = {}
     if context.config.method == "majority":
         scorer = train_majority(task)
     else:

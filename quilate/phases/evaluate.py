@@ -14,7 +14,8 @@ from quilate.engine.runlog import Progress
 from quilate.files import read_json, write_json
 from quilate.inference.scorer import load_scorer
 from quilate.phases.stage import StageContext, StageKind, StageReport
-from quilate.tasks.classification import Item, Task
+from quilate.tasks.classification import Task
+from quilate.tasks.labels import Item
 
 # Below this many dev items a temperature is noise; scores are then used as they are (guess).
 MIN_DEV_ITEMS = 30
@@ -34,7 +35,9 @@ def read_probabilities(folder: Path) -> np.ndarray:
     """The test probabilities [items, labels] of a finished evaluate stage, at the temperature chosen on dev."""
     from quilate.evaluation.metrics import with_temperature
 
-    return with_temperature(load_file(folder / "scores.safetensors")["test"], read_json(folder / "evaluation.json")["temperature"])
+    return with_temperature(
+        load_file(folder / "scores.safetensors")["test"], read_json(folder / "evaluation.json")["temperature"]
+    )
 
 
 def _run(context: StageContext[EvaluateConfig]) -> StageReport:
@@ -56,7 +59,8 @@ def _run(context: StageContext[EvaluateConfig]) -> StageReport:
     seconds = time.perf_counter() - started
     temperature = 1.0
     if len(task.dev) >= MIN_DEV_ITEMS:
-        from quilate.evaluation.metrics import fit_temperature  # scikit-learn and scipy: half a second that others need not pay
+        # Here, not above: scikit-learn and scipy take half a second that others need not pay.
+        from quilate.evaluation.metrics import fit_temperature
 
         temperature = fit_temperature(gold_indices(task.dev, task.labels), dev.scores)
     save_file({"dev": dev.scores, "test": test.scores}, context.folder / "scores.safetensors")

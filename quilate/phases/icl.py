@@ -14,7 +14,8 @@ from quilate.inference.scores import Normalization
 from quilate.models.precision import Precision
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of
 from quilate.rng import numpy_stream
-from quilate.tasks.classification import Item, Task
+from quilate.tasks.classification import Task
+from quilate.tasks.labels import Item
 
 
 class IclConfig(Config):

@@ -86,5 +86,7 @@ def model_of(folder: Path) -> Path:
         DataError: the stage made none.
     """
     if not (folder / "model.json").exists():
-        raise DataError(f"the stage in {folder} makes no model", hint="name a base, pretrain, adapt or finetune stage here")
+        raise DataError(
+            f"the stage in {folder} makes no model", hint="name a base, pretrain, adapt or finetune stage here"
+        )
     return Path(read_json(folder / "model.json")["path"])

@@ -57,7 +57,9 @@ def write_manifest(folder: Path, spec: StageSpec, report: StageReport, measured:
         "facts": report.facts,
         "measured": asdict(measured),
         "machine": machine(),
-        "versions": {name: version(name) for name in ("quilate", "torch", "transformers", "peft", "tokenizers", "numpy")},
+        "versions": {
+            name: version(name) for name in ("quilate", "torch", "transformers", "peft", "tokenizers", "numpy")
+        },
         "outputs": outputs,
     }
     write_json(folder / "manifest.json", manifest)

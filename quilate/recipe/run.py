@@ -52,7 +52,9 @@ def run_recipe(
         _write_plan(graph, recipe, base_folder, out)
         for number, node in enumerate(nodes, start=1):
             if stop:
-                raise Interrupted(f"stopped by {stop.signal} before stage {node.name}", hint="run the same command again to continue")
+                raise Interrupted(
+                    f"stopped by {stop.signal} before stage {node.name}", hint="run the same command again to continue"
+                )
             folder = node.folder(out)
             manifest = read_manifest(folder)
             if manifest is not None and manifest["id"] == node.id:

@@ -60,7 +60,11 @@ def run_stage(folder: Path, stop: StopRequest) -> None:
         report = kind.run(context)
     finally:
         attempts.append(
-            {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu_started, "load": os.getloadavg()[0]}
+            {
+                "seconds": time.perf_counter() - started,
+                "cpu_seconds": time.process_time() - cpu_started,
+                "load": os.getloadavg()[0],
+            }
         )
         write_json(folder / "attempts.json", attempts)
     measured = Measured(
@@ -87,7 +91,8 @@ def main(folder: Path) -> int:
     except Exception as unexpected:
         traceback.print_exc()
         error = QuilateError(
-            f"{type(unexpected).__name__}: {unexpected}", hint=f"this is a fault of quilate; please report it with {folder / 'log.txt'}"
+            f"{type(unexpected).__name__}: {unexpected}",
+            hint=f"this is a fault of quilate; please report it with {folder / 'log.txt'}",
         )
     if not isinstance(error, Interrupted):
         say(note=f"failed: {error.message}")

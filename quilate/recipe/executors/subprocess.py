@@ -55,7 +55,9 @@ def run_in_subprocess(spec: StageSpec, folder: Path, *, on_event: EventListener,
                 process.kill()
             process.wait()
     if stop and process.returncode == -signal.SIGTERM:  # it was asked to leave before it had learned to listen
-        raise Interrupted(f"stopped by {stop.signal} while stage {spec.name} started", hint="run the same command again")
+        raise Interrupted(
+            f"stopped by {stop.signal} while stage {spec.name} started", hint="run the same command again"
+        )
     if process.returncode != 0:
         raise _failure(process.returncode, spec.name, folder)
 
@@ -108,7 +110,7 @@ def _failure(code: int, name: str, folder: Path) -> QuilateError:
 
 
 def _environment(*, offline: bool) -> dict[str, str]:
-    """The stage's environment: no telemetry, no network unless a base model is being fetched, a page-keeping allocator."""
+    """The stage's environment: no telemetry, no network unless it fetches a base model, a page-keeping allocator."""
     environment = dict(os.environ) | {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "true"}
     if offline:
         environment["HF_HUB_OFFLINE"] = "1"
