@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from quilate.errors import ModelError
 from quilate.files import read_json
@@ -26,6 +27,23 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         raise ModelError(f"{directory}: the tokenizer cannot be loaded: {error}", hint="fetch the model again") from error
 
 
+def is_masked_directory(directory: Path) -> bool:
+    """Whether a model directory holds a masked language model rather than a causal one."""
+    return any("MaskedLM" in name for name in read_json(directory / "config.json").get("architectures") or [])
+
+
+def load_language_model(directory: Path, *, dtype: torch.dtype) -> PreTrainedModel:
+    """A causal or masked language model, as the directory says, in evaluation mode.
+
+    Raises:
+        ModelError: as `load_causal`.
+    """
+    if (directory / "adapter_config.json").exists() or not is_masked_directory(directory):
+        return load_causal(directory, dtype=dtype)
+    check_model_directory(directory)
+    return _load(AutoModelForMaskedLM, directory, dtype=dtype, attention="sdpa")
+
+
 def load_causal(directory: Path, *, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
     """A causal language model in evaluation mode, with its adapter applied when `directory` is a PEFT directory.
 
@@ -35,9 +53,18 @@ def load_causal(directory: Path, *, dtype: torch.dtype, attention: str = "sdpa")
     check_model_directory(directory)
     if (directory / "adapter_config.json").exists():
         return _load_adapter(directory, dtype=dtype, attention=attention)
+    if is_masked_directory(directory):
+        raise ModelError(
+            f"{directory} is a masked language model: it fills gaps and cannot write an answer after a prompt",
+            hint="use a causal model here; a masked one can be adapted",
+        )
+    return _load(AutoModelForCausalLM, directory, dtype=dtype, attention=attention)
+
+
+def _load(factory: Any, directory: Path, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     transformers.utils.logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = factory.from_pretrained(
             directory,
             dtype=dtype,
             attn_implementation=attention,
@@ -47,7 +74,7 @@ def load_causal(directory: Path, *, dtype: torch.dtype, attention: str = "sdpa")
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelError(f"{directory} cannot be loaded: {reason}", hint="is it a causal language model, whole and unaltered?") from error
+        raise ModelError(f"{directory} cannot be loaded: {reason}", hint="is it a language model, whole and unaltered?") from error
     return model.to(compute_device()).eval()
 
 

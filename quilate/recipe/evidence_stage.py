@@ -65,14 +65,18 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
     evidence = assemble(
         judgement,
         recipe=config.recipe,
-        base=_describe_base(manifests.get("base")),
+        base=_describe_base(manifests),
         task=_describe_task(task, outcomes),
         machine=_describe_machine(manifests),
         lineage=[*_sources(task), *(_link(m) for m in manifests.values())],
+        language_modelling=[row for m in manifests.values() for row in _bits_per_byte(m)],
         warnings=list(task.report["warnings"]),
     )
     write_json(context.folder / "evidence.json", evidence)
-    write_text(context.folder / "evidence.html", render_html(evidence, task.config.language if task.config.language == "es" else "en"))
+    write_text(
+        context.folder / "evidence.html",
+        render_html(evidence, task.config.language if task.config.language == "es" else "en"),
+    )
     return StageReport()
 
 
@@ -99,9 +103,7 @@ def _outcomes(
     return [_outcome(arm, folders, manifests, leaked=leaked) for arm in config.arms]
 
 
-def _outcome(
-    arm: JudgedArm, folders: dict[str, Path], manifests: dict[str, Manifest], *, leaked: bool
-) -> ArmOutcome:
+def _outcome(arm: JudgedArm, folders: dict[str, Path], manifests: dict[str, Manifest], *, leaked: bool) -> ArmOutcome:
     """An arm's runs; what they cost is summed over the stages each stands on and averaged over seeds."""
     runs = [_stages_behind(name, manifests) for name in arm.evaluations]
     costs = [sum((Cost(**m["cost"]) for m in run[1:]), start=Cost(**run[0]["cost"])) for run in runs]
@@ -160,7 +162,13 @@ def _mean_cost(costs: list[Cost], trained: list[Manifest | None]) -> Cost:
     )
 
 
-def _describe_base(manifest: Manifest | None) -> dict[str, Any]:
+def _describe_base(manifests: dict[str, Manifest]) -> dict[str, Any]:
+    """The base model; without one, the first model pretrained in the recipe."""
+    manifest = manifests.get("base")
+    own = next((m for m in manifests.values() if m["kind"] == "pretrain"), None)
+    if manifest is None and own is not None:
+        source, parameters = "pretrained in this recipe", own["facts"]["parameters"]
+        return {"name": own["stage"], "source": source, "parameters": parameters, "sha256": own["id"]}
     if manifest is None:
         return {"name": "no language model", "source": "", "parameters": 0, "sha256": ""}
     facts = manifest["facts"]
@@ -208,6 +216,19 @@ def _describe_machine(manifests: dict[str, Manifest]) -> dict[str, Any]:
     }
 
 
+def _bits_per_byte(manifest: Manifest) -> list[dict[str, Any]]:
+    """What a stage that trained on text measured, before and after."""
+    facts = manifest["facts"]
+    if facts.get("measure") != "bits per byte":
+        return []
+    measured = {f"before {manifest['stage']}": facts["before"] or {}, f"after {manifest['stage']}": facts["after"]}
+    return [
+        {"model": model, "corpus": corpus, "bits_per_byte": bits}
+        for model, by_corpus in measured.items()
+        for corpus, bits in by_corpus.items()
+    ]
+
+
 def _sources(task: Task) -> list[dict[str, Any]]:
     return [
         {"stage": f"{name} file", "kind": "source", "id": notes["sha256"], "inputs": [], "path": notes["path"]}
@@ -235,7 +256,9 @@ def run_plan(out: Path) -> dict[str, Any]:
         DataError: `out` is not a run directory.
     """
     if not (out / "run.json").exists():
-        raise DataError(f"{out} is not a run directory: it has no run.json", hint="name the folder that `quilate run` wrote")
+        raise DataError(
+            f"{out} is not a run directory: it has no run.json", hint="name the folder that `quilate run` wrote"
+        )
     plan: dict[str, Any] = read_json(out / "run.json")
     return plan
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quilate.data.tables import SourceConfig, locate
 from quilate.errors import ConfigError
-from quilate.files import digest
+from quilate.files import digest, sha256_of_file
 from quilate.models.source import content_of_model
 from quilate.phases.baselines import BaselineConfig
 from quilate.phases.finetune import FinetuneConfig
 from quilate.phases.icl import IclConfig
 from quilate.phases.inputs import content_of_sources
 from quilate.recipe.kinds import stage_kind
-from quilate.recipe.schema import BASE, ArmConfig, Recipe
+from quilate.recipe.schema import BASE, ArmConfig, Recipe, StageConfig, stands_on
 
 
 @dataclass(frozen=True)
@@ -80,19 +82,25 @@ class Graph:
         return [node for node in self.nodes.values() if node.name in wanted]
 
 
-def phase_and_method(arm: ArmConfig) -> tuple[str, str]:
-    """The field's names for an arm."""
+def phase_and_method(recipe: Recipe, arm: ArmConfig) -> tuple[str, str]:
+    """The last phase that shaped an arm, and the field's name for its method."""
     match arm:
         case BaselineConfig():
             return "baseline", arm.method
-        case IclConfig(shots=0):
-            return "in-context", "zero-shot"
-        case IclConfig(per_class=True):
-            return "in-context", f"{arm.shots} per class"
-        case IclConfig():
-            return "in-context", f"{arm.shots}-shot"
         case FinetuneConfig():
-            return "fine-tuning", arm.method
+            phase, method = "fine-tuning", arm.method
+        case IclConfig(shots=0):
+            phase, method = "in-context", "zero-shot"
+        case IclConfig(per_class=True):
+            phase, method = "in-context", f"{arm.shots} per class"
+        case IclConfig():
+            phase, method = "in-context", f"{arm.shots}-shot"
+    if arm.on == BASE:
+        return phase, method
+    below = (recipe.stages | recipe.arms)[arm.on]
+    if phase == "in-context":  # prompting a model that was trained for this is not "no training"
+        phase = {"pretrain": "pretraining", "adapt": "adaptation", "finetune": "fine-tuning"}[below.kind]
+    return phase, f"{arm.on} then {method}"
 
 
 def seeds_of(recipe: Recipe, arm: ArmConfig) -> list[int]:
@@ -110,10 +118,18 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
     graph = Graph(recipe)
     stage = {"task": recipe.task.as_json(), "sources": recipe.data.as_json(), "strict": recipe.strict}
     graph.add("task", "task", stage, {}, content=content_of_sources(recipe.data, base_folder))
-    if recipe.base is not None and any(not isinstance(arm, BaselineConfig) for arm in recipe.arms.values()):
+    if any(stands_on(node) == BASE for node in (recipe.stages | recipe.arms).values()):
+        assert recipe.base is not None  # the recipe was validated
         graph.add(BASE, "base", {"model": recipe.base}, {}, content=content_of_model(recipe.base, base_folder))
+    for name, corpus in recipe.corpora.items():
+        stage = {"corpus": corpus.as_json(), "allow_leak": recipe.task.allow_leak}
+        content = sha256_of_file(locate(SourceConfig(path=corpus.path), base=base_folder))
+        graph.add(f"corpus-{name}", "corpus", stage, {"task": "task"}, content=content)
     evaluated: dict[str, list[str]] = {}
-    for name in _upstream_first(recipe):
+    for name in _upstream_first(recipe.stages):
+        for seed in recipe.seeds:
+            _add_stage(graph, name, recipe.stages[name], seed)
+    for name in _upstream_first(recipe.arms):
         arm = recipe.arms[name]
         for seed in seeds_of(recipe, arm):
             node = _add_arm(graph, name, arm, seed)
@@ -123,27 +139,41 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
     return graph
 
 
-def _upstream_first(recipe: Recipe) -> list[str]:
-    """Arm names in the recipe's order, but each after the arm it stands on."""
+def _upstream_first(named: Mapping[str, StageConfig | ArmConfig]) -> list[str]:
+    """Names in the recipe's order, but each after the one it stands on."""
     ordered: list[str] = []
 
     def visit(name: str) -> None:
-        arm = recipe.arms[name]
-        if not isinstance(arm, BaselineConfig) and arm.on != BASE and arm.on not in ordered:
-            visit(arm.on)
+        on = stands_on(named[name])
+        if on in named and on not in ordered:
+            visit(on)
         if name not in ordered:
             ordered.append(name)
 
-    for name in recipe.arms:
+    for name in named:
         visit(name)
     return ordered
+
+
+def _model_node(name: str, seed: int) -> str:
+    return BASE if name == BASE else f"{name}-s{seed}"
+
+
+def _add_stage(graph: Graph, name: str, stage: StageConfig, seed: int) -> None:
+    """A stage trains on some corpora and is measured on all; the task's own texts may be among them."""
+    inputs = {"task": "task"} | {f"corpus:{corpus}": f"corpus-{corpus}" for corpus in graph.recipe.corpora}
+    on = stands_on(stage)
+    if on is not None:
+        inputs["model"] = _model_node(on, seed)
+    graph.add(f"{name}-s{seed}", stage.kind, stage.as_json(), inputs, seed=seed)
 
 
 def _add_arm(graph: Graph, name: str, arm: ArmConfig, seed: int) -> str:
     config = arm.as_json()
     inputs = {"task": "task"}
-    if not isinstance(arm, BaselineConfig):
-        inputs["model"] = BASE if arm.on == BASE else f"{arm.on}-s{seed}"
+    on = stands_on(arm)
+    if on is not None:
+        inputs["model"] = _model_node(on, seed)
     if isinstance(arm, FinetuneConfig):
         limits = [n for n in (arm.max_train_tokens, graph.recipe.budget.train_tokens) if n is not None]
         config["max_train_tokens"] = min(limits) if limits else None
@@ -154,7 +184,7 @@ def _add_report(graph: Graph, evaluated: dict[str, list[str]]) -> None:
     recipe = graph.recipe
     arms = []
     for name, evaluations in evaluated.items():
-        phase, method = phase_and_method(recipe.arms[name])
+        phase, method = phase_and_method(recipe, recipe.arms[name])
         arms.append({"name": name, "phase": phase, "method": method, "evaluations": evaluations})
     config = {
         "recipe": recipe.recipe,

@@ -10,6 +10,9 @@ from quilate.phases.stage import StageKind
 KINDS = {
     "task": "quilate.phases.inputs:TASK",
     "base": "quilate.phases.inputs:BASE",
+    "corpus": "quilate.phases.corpus:CORPUS",
+    "pretrain": "quilate.phases.pretrain:PRETRAIN",
+    "adapt": "quilate.phases.adapt:ADAPT",
     "baseline": "quilate.phases.baselines:BASELINE",
     "icl": "quilate.phases.icl:ICL",
     "finetune": "quilate.phases.finetune:FINETUNE",

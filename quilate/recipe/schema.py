@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from quilate.config import Config
+from quilate.phases.adapt import AdaptConfig
 from quilate.phases.baselines import BaselineConfig
+from quilate.phases.corpus import CorpusConfig
 from quilate.phases.finetune import FinetuneConfig
 from quilate.phases.icl import IclConfig
 from quilate.phases.inputs import LabelledSources
+from quilate.phases.language_modelling import TASK_CORPUS
+from quilate.phases.pretrain import PretrainConfig
 from quilate.tasks.classification import TaskConfig
 
 ArmConfig = Annotated[BaselineConfig | IclConfig | FinetuneConfig, Field(discriminator="kind")]
 
+StageConfig = Annotated[PretrainConfig | AdaptConfig, Field(discriminator="kind")]
+
 BASE = "base"  # the name by which `on:` refers to the base model
+
+
+RESERVED = (BASE, "task", "report")
+
+
+def stands_on(node: PretrainConfig | AdaptConfig | BaselineConfig | IclConfig | FinetuneConfig) -> str | None:
+    """The name of the model a stage or arm starts from; None if it starts from nothing."""
+    return None if isinstance(node, (PretrainConfig, BaselineConfig)) else node.on
 
 
 class Budget(Config):
@@ -31,11 +46,15 @@ class Recipe(Config):
     recipe: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     """The recipe's name; its results go to `runs/NAME` by default."""
     base: str | None = None
-    """The base model: a model directory, a .gguf file, `package:NAME`, or a hub name. Needed by arms that use a model."""
+    """The base model: a model directory, a .gguf file, `package:NAME` or a hub name. Arms that use a model need it."""
     data: LabelledSources
     """Where the labelled rows are."""
     task: TaskConfig
     """What is to be solved."""
+    corpora: dict[str, CorpusConfig] = Field(default_factory=dict)
+    """Raw text, by name, for the stages to train on and to measure with."""
+    stages: dict[str, StageConfig] = Field(default_factory=dict)
+    """Models made before any arm, by name: `pretrain` and `adapt`. Every one is measured on every corpus."""
     arms: dict[str, ArmConfig] = Field(min_length=1)
     """The ways of solving it, by name."""
     seeds: list[int] = Field(default=[0, 1], min_length=1)
@@ -56,32 +75,48 @@ class Recipe(Config):
             raise ValueError("seeds must be distinct and not negative")
         return seeds
 
-    @field_validator("arms")
+    @field_validator("arms", "stages", "corpora")
     @classmethod
-    def _names_fit_folders(cls, arms: dict[str, ArmConfig]) -> dict[str, ArmConfig]:
-        for name in arms:
-            if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name in (BASE, "task", "report"):
-                raise ValueError(f"'{name}' cannot name an arm: use letters, digits, - and _, and not base, task or report")
-        return arms
+    def _names_fit_folders(cls, named: dict[str, Any]) -> dict[str, Any]:
+        for name in named:
+            if not re.fullmatch(r"[\w.-]+", name) or name in RESERVED:
+                raise ValueError(
+                    f"'{name}' cannot be a name: use letters, digits, - and _, and none of {', '.join(RESERVED)}"
+                )
+        return named
 
     @model_validator(mode="after")
-    def _arms_stand_on_something(self) -> Recipe:
-        for name, arm in self.arms.items():
-            if isinstance(arm, BaselineConfig):
-                continue
-            if arm.on == BASE and self.base is None:
-                raise ValueError(f"arm '{name}' needs a model: give the recipe a `base`")
-            if arm.on != BASE and not isinstance(self.arms.get(arm.on), FinetuneConfig):
-                known = [BASE, *(n for n, a in self.arms.items() if isinstance(a, FinetuneConfig))]
-                raise ValueError(f"arm '{name}' stands on '{arm.on}', which makes no model; known: {', '.join(known)}")
+    def _everything_stands_on_something(self) -> Recipe:
+        twice = sorted(set(self.arms) & set(self.stages))
+        if twice:
+            raise ValueError(f"'{twice[0]}' names both a stage and an arm")
+        models = [BASE, *self.stages, *(n for n, arm in self.arms.items() if isinstance(arm, FinetuneConfig))]
+        for name, node in (self.stages | self.arms).items():
+            on = stands_on(node)
+            if on == BASE and self.base is None:
+                raise ValueError(f"'{name}' needs a model: give the recipe a `base`")
+            if on is not None and on not in models:
+                raise ValueError(f"'{name}' stands on '{on}', which makes no model; known: {', '.join(models)}")
+            if name in self.stages and on in self.arms:
+                raise ValueError(f"stage '{name}' stands on arm '{on}': stages come before arms")
             self._refuse_cycle(name)
+        self._refuse_unknown_corpora()
         return self
 
     def _refuse_cycle(self, name: str) -> None:
         seen: list[str] = []
-        while name != BASE:
-            if name in seen:
-                raise ValueError(f"arms stand on one another in a circle: {' -> '.join([*seen, name])}")
-            seen.append(name)
-            arm = self.arms[name]
-            name = BASE if isinstance(arm, BaselineConfig) else arm.on
+        following: str | None = name
+        while following is not None and following != BASE:
+            if following in seen:
+                raise ValueError(f"these stand on one another in a circle: {' -> '.join([*seen, following])}")
+            seen.append(following)
+            following = stands_on((self.stages | self.arms)[following])
+
+    def _refuse_unknown_corpora(self) -> None:
+        known = [*self.corpora, TASK_CORPUS]
+        for name, stage in self.stages.items():
+            unknown = [corpus for corpus in stage.corpora if corpus not in known]
+            if unknown:
+                raise ValueError(
+                    f"stage '{name}' names the corpus '{unknown[0]}', which is not in `corpora`; known: {', '.join(known)}"
+                )

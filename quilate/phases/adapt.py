@@ -1,0 +1,79 @@
+"""Domain- and task-adaptive pretraining of a base (Gururangan et al. 2020), with replay against forgetting.
+
+The rate is warmed up and decayed once more and a share of general text is mixed in, as Ibrahim et al. (2024, "Simple and
+Scalable Strategies to Continually Pre-train Large Language Models") found enough to match training on the union.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from quilate.files import atomic_folder
+from quilate.models.tuning.lora import LoraConfig
+from quilate.phases.language_modelling import CorpusMixture, TextTraining, measure, train_on_text
+from quilate.phases.stage import StageContext, StageKind, StageReport, model_of, write_model_note
+from quilate.rng import Streams
+
+DEFAULT_RATE = {"full": 5e-5, "lora": 5e-4}  # a tenth of a pretraining rate, and ten times that for LoRA (guess)
+
+
+class AdaptConfig(TextTraining):
+    kind: Literal["adapt"]
+    on: str = "base"
+    """The stage whose model is adapted."""
+    weights: Literal["full", "lora"] = "full"
+    """Train every weight, or a LoRA adapter that is merged into the base at the end."""
+    lora: LoraConfig | None = None
+    """Settings of the adapter, for `weights: lora`."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate; by default 5e-5 for `full`, 5e-4 for `lora`."""
+    tokens: int = Field(default=300_000, ge=1)
+    """Training tokens in all."""
+    batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens an optimizer step."""
+
+    @model_validator(mode="after")
+    def _adapter_settings_have_an_adapter(self) -> AdaptConfig:
+        if self.lora is not None and self.weights != "lora":
+            raise ValueError("`lora` settings go with `weights: lora`")
+        return self
+
+
+def _run(context: StageContext[AdaptConfig]) -> StageReport:
+    from quilate.models.load import load_language_model, load_tokenizer, save_model
+    from quilate.models.precision import compute_dtype
+    from quilate.models.tuning.lora import add_lora
+
+    config = context.config
+    mixture = CorpusMixture.of(context.inputs, config.corpora)
+    streams = Streams(context.seed)
+    base = model_of(context.inputs["model"])
+    tokenizer = load_tokenizer(base)
+    model = load_language_model(base, dtype=compute_dtype(config.precision))
+    before = _measured_before(context, lambda: measure(model, tokenizer, mixture, config, context))
+    if config.weights == "lora":
+        model = add_lora(model, config.lora or LoraConfig(), base=base)
+    result = train_on_text(context, model, tokenizer, mixture, streams, rate=config.lr or DEFAULT_RATE[config.weights])
+    report = result.report(model, measured={}, before=before)
+    if config.weights == "lora":
+        model = model.merge_and_unload()
+    report.facts["after"] = measure(model, tokenizer, mixture, config, context)
+    with atomic_folder(context.folder / "model") as place:
+        save_model(model, tokenizer, place)
+    write_model_note(context.folder, context.folder / "model")
+    return report
+
+
+def _measured_before(context: StageContext[AdaptConfig], compute):  # type: ignore[no-untyped-def]
+    """The base's measure, kept in the folder: a resumed run must not measure again what it has measured."""
+    from quilate.files import read_json, write_json
+
+    path = context.folder / "before.json"
+    if not path.exists():
+        write_json(path, compute())
+    return read_json(path)
+
+
+ADAPT = StageKind("adapt", 1, AdaptConfig, _run)

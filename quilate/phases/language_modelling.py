@@ -1,0 +1,252 @@
+"""Training on raw text, whether a model is new (pretrain) or adapted to a domain (adapt)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pydantic import Field, field_validator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from quilate.config import Config
+from quilate.data.masking import mask_tokens
+from quilate.data.packing import Example
+from quilate.data.tokens import TokenBatches, open_shard, write_shard
+from quilate.engine.language_modelling import LanguageModellingLoss
+from quilate.engine.loop import FitResult, fit
+from quilate.errors import DataError
+from quilate.evaluation.bits_per_byte import masked_loss, text_loss
+from quilate.files import digest
+from quilate.models.load import trainable_parameters
+from quilate.models.precision import Precision
+from quilate.optim.adamw import AdamW
+from quilate.optim.schedules import Decay, learning_rate
+from quilate.phases.corpus import corpus_documents
+from quilate.phases.stage import StageContext, StageReport
+from quilate.rng import Streams, numpy_stream
+from quilate.tasks.classification import Task
+
+TASK_CORPUS = "task"  # the name under which `corpora` means the task's own training texts
+
+
+class TextTraining(Config):
+    """What every stage that trains on raw text can be told."""
+
+    corpora: dict[str, float] = Field(min_length=1)
+    """Share of each corpus in the training tokens; the name `task` means the task's own training texts (TAPT). A general
+    corpus beside a domain one is replay: it keeps the model from forgetting."""
+    tokens: int = Field(default=1_000_000, ge=1)
+    """Training tokens in all."""
+    batch_tokens: int = Field(default=8192, ge=1)
+    """Tokens an optimizer step."""
+    length: int = Field(default=512, ge=8)
+    """Longest piece of a document, in tokens."""
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps with a rising rate; a base is re-warmed too."""
+    decay: Decay = "cosine"
+    """How the rate falls afterwards."""
+    floor: float = Field(default=0.1, ge=0, le=1)
+    """Share of the peak rate at which the fall ends."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """AdamW's decoupled decay, on matrices only (Brown et al. 2020, appendix B)."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Largest gradient norm."""
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Most tokens in memory at once."""
+    precision: Precision = "auto"
+    """`bf16` computes in bf16 over fp32 master weights, stochastically rounded; `fp32` is exact and slower."""
+    checkpoint_seconds: float = Field(default=120.0, gt=0)
+    """Save at least this often."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Save also every so many steps."""
+
+    @field_validator("corpora")
+    @classmethod
+    def _weights_above_zero(cls, corpora: dict[str, float]) -> dict[str, float]:
+        for name, weight in corpora.items():
+            if not weight > 0:
+                raise ValueError(f"the weight of '{name}' is {weight}: weights must be above zero; leave a corpus out instead")
+        return corpora
+
+
+@dataclass(frozen=True)
+class CorpusMixture:
+    """Documents by corpus; `task` texts have no held-out part of their own."""
+
+    train: dict[str, list[str]]
+    held_out: dict[str, list[str]]
+    weights: dict[str, float]
+
+    @classmethod
+    def of(cls, inputs: dict[str, Path], weights: dict[str, float]) -> CorpusMixture:
+        """Read the finished corpus stages among the inputs (roles `corpus:NAME`); those without a weight only measure."""
+        folders = {role.removeprefix("corpus:"): path for role, path in inputs.items() if role.startswith("corpus:")}
+        train = {name: corpus_documents(folders[name], "train") for name in weights if name != TASK_CORPUS}
+        if TASK_CORPUS in weights:
+            train[TASK_CORPUS] = [item.text for item in Task.load(inputs["task"] / "task").train]
+        held_out = {name: corpus_documents(folder, "held_out") for name, folder in folders.items()}
+        return cls(train, held_out, weights)
+
+    def sample(self, limit: int) -> Iterator[str]:
+        """Documents of every corpus in turn, up to `limit` bytes."""
+        size = 0
+        longest = max(map(len, self.train.values()))
+        for index in range(longest):
+            for documents in self.train.values():
+                if index < len(documents) and size < limit:
+                    size += len(documents[index].encode())
+                    yield documents[index]
+
+
+@dataclass(frozen=True)
+class TrainedOnText:
+    """`measured` values are bits per byte, or nats per masked token for a masked model."""
+
+    fitted: FitResult
+    tokens_of: dict[str, int]
+    epochs: dict[str, float]
+
+    def report(
+        self, model: PreTrainedModel, *, measured: dict[str, float], before: dict[str, float] | None
+    ) -> StageReport:
+        parameters = sum(p.numel() for p in model.parameters())
+        return StageReport(
+            train_tokens=self.fitted.tokens,
+            flops=6.0 * parameters * self.fitted.tokens,
+            trainable_parameters=trainable_parameters(model),
+            counts={"refused updates": self.fitted.refused_updates},
+            facts={
+                "steps": self.fitted.steps,
+                "tokens_of": self.tokens_of,
+                "epochs": self.epochs,
+                "parameters": parameters,
+                "measure": "nats per masked token" if is_masked(model) else "bits per byte",
+                "before": before,
+                "after": measured,
+                "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+            },
+        )
+
+
+def is_masked(model: PreTrainedModel) -> bool:
+    return "MaskedLM" in type(model.get_base_model() if hasattr(model, "peft_config") else model).__name__
+
+
+def train_on_text(
+    context: StageContext[Any],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    mixture: CorpusMixture,
+    streams: Streams,
+    *,
+    rate: float,
+) -> TrainedOnText:
+    """Tokenize the mixture into shards, then train; the model's bf16 weights end as its master's nearest.
+
+    Raises:
+        DataError: the tokenizer does not fit the model, or a corpus is too small to give one piece.
+    """
+    config: TextTraining = context.config
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise DataError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows: they do not belong together",
+            hint="use the model's own tokenizer, or pretrain with this one",
+        )
+    batches = _batches(context, model, tokenizer, mixture)
+    schedule = partial(
+        learning_rate, peak=rate, total_steps=len(batches), warmup_steps=round(config.warmup * len(batches)),
+        decay=config.decay, floor=config.floor,
+    )  # fmt: skip
+    # Betas of Brown et al. 2020, appendix B: a shorter memory of squared gradients than fine-tuning's default.
+    optimizer = AdamW(
+        model.named_parameters(), betas=(0.9, 0.95), weight_decay=config.weight_decay, rounding=streams["rounding"]
+    )
+    fitted = fit(
+        model, batches, LanguageModellingLoss(model), optimizer, schedule, streams,
+        folder=context.folder, listener=context.listener, stop=context.stop, warn=context.note,
+        clip_norm=config.clip_norm, checkpoint_seconds=config.checkpoint_seconds, checkpoint_steps=config.checkpoint_steps,
+    )  # fmt: skip
+    optimizer.write_nearest()
+    return TrainedOnText(fitted, batches.tokens_of, {n: round(e, 3) for n, e in batches.epochs.items()})
+
+
+def _batches(
+    context: StageContext[Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mixture: CorpusMixture
+) -> TokenBatches:
+    config: TextTraining = context.config
+    end = int(tokenizer.eos_token_id)
+    opening = [] if tokenizer.bos_token_id is None or tokenizer.bos_token_id == end else [int(tokenizer.bos_token_id)]
+
+    def tokenize(documents: Sequence[str]) -> list[list[int]]:
+        encoded = tokenizer(list(documents), add_special_tokens=False, split_special_tokens=True).input_ids
+        # An end before and after: the first token too is then predicted from something.
+        return [[*(opening or [end]), *tokens, end] for tokens in encoded]
+
+    identity = digest(tokenizer.backend_tokenizer.to_str())
+    shards = {}
+    for name, documents in mixture.train.items():
+        folder = context.folder / "shards" / name
+        if not folder.exists():
+            write_shard(folder, documents, tokenize, vocabulary=len(tokenizer), tokenizer_digest=identity)
+        shards[name] = open_shard(folder)
+    batches = TokenBatches(
+        shards, mixture.weights, total_tokens=config.tokens, batch_tokens=config.batch_tokens, length=config.length,
+        micro_batch_tokens=config.micro_batch_tokens, seed=context.seed, make_example=_example_maker(model, tokenizer),
+    )  # fmt: skip
+    shares = ", ".join(f"{n} {batches.tokens_of[n]:,} tokens ({batches.epochs[n]:.2f} epochs)" for n in shards)
+    context.note(f"{len(batches)} steps over {shares}")
+    return batches
+
+
+def _example_maker(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):  # type: ignore[no-untyped-def]
+    """Chunks to examples: every token after the first a target, or a fresh mask at every visit (Liu et al. 2019)."""
+    if not is_masked(model):
+        return lambda id, tokens, stream: Example(id, tokens, np.ones(len(tokens), dtype=bool))
+    return partial(
+        mask_tokens, mask_token=int(tokenizer.mask_token_id), vocabulary=len(tokenizer), keep=frozenset(tokenizer.all_special_ids)
+    )
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    mixture: CorpusMixture,
+    config: TextTraining,
+    context: StageContext[Any],
+) -> dict[str, float]:
+    """How well the model predicts each corpus's held-out documents: bits per byte, or nats per masked token."""
+    measured = {}
+    for name, documents in mixture.held_out.items():
+        context.note(f"measuring on {name} ({len(documents)} held-out documents)")
+        if is_masked(model):
+            size = sum(len(d.encode()) for d in documents)
+            examples = _masked_examples(model, tokenizer, documents, config.length)
+            loss = masked_loss(model, examples, bytes_of_text=size, check_stop=context.stop.raise_if_set)
+            measured[name] = round(loss.nats_per_token, 4)
+        else:
+            loss = text_loss(model, tokenizer, documents, window=config.length, check_stop=context.stop.raise_if_set)
+            measured[name] = round(loss.bits_per_byte, 4)
+        context.note(f"{name}: {measured[name]} {'nats per masked token' if is_masked(model) else 'bits per byte'}")
+    return measured
+
+
+def _masked_examples(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int
+) -> list[Example]:
+    """The same masks at every call, so that before and after are compared on the same tokens."""
+    make = _example_maker(model, tokenizer)
+    examples = []
+    for index, tokens in enumerate(tokenizer(list(documents), add_special_tokens=False).input_ids):
+        for start in range(0, len(tokens), length):
+            piece = np.array(tokens[start : start + length], dtype=np.int64)
+            if len(piece) > 1:
+                examples.append(make(f"{index}:{start}", piece, numpy_stream(0, "measure", index, start)))
+    return examples
+
+

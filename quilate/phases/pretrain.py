@@ -1,0 +1,106 @@
+"""Pretraining from raw text: a tokenizer, a new model, a mixture of corpora, next-token or masked.
+
+What pretraining shares with adaptation (the mixture, the schedule, the measurement) is in `language_modelling.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from quilate.errors import DataError
+from quilate.files import atomic_folder
+from quilate.models.load import load_tokenizer, save_model
+from quilate.phases.language_modelling import CorpusMixture, TextTraining, measure, train_on_text
+from quilate.phases.stage import StageContext, StageKind, StageReport, write_model_note
+from quilate.rng import Streams
+
+TOKENIZER_SAMPLE_BYTES = 50_000_000  # a tokenizer trained on more text measured no better (guess)
+
+
+class PretrainConfig(TextTraining):
+    kind: Literal["pretrain"]
+    shape: Literal["llama", "gpt2", "falcon", "roberta"] = "llama"
+    """The architecture: `llama`, `gpt2` and `falcon` predict the next token, `roberta` masked ones."""
+    size: Literal["tiny", "3M", "11M", "30M"] = "3M"
+    """Named size, with an 8k vocabulary."""
+    config: str | None = None
+    """A `transformers` config.json to use instead of `shape` and `size`; its vocabulary size is set to the tokenizer's."""
+    vocabulary: int = Field(default=8192, ge=300)
+    """Size of the byte-level BPE vocabulary, trained on the corpora."""
+    tokenizer: str | None = None
+    """A model directory whose tokenizer to use instead of training one."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate; small models bear large ones."""
+
+    context: int = Field(default=512, ge=8)
+    """Longest text the new model can read, in tokens."""
+
+    @model_validator(mode="after")
+    def _pieces_fit_the_context(self) -> PretrainConfig:
+        if self.length > self.context:
+            raise ValueError(f"length {self.length} exceeds the model's context of {self.context}")
+        return self
+
+
+def _run(context: StageContext[PretrainConfig]) -> StageReport:
+    from quilate.models.create import create
+    from quilate.models.precision import compute_device, compute_dtype
+
+    config = context.config
+    mixture = CorpusMixture.of(context.inputs, config.corpora)
+    streams = Streams(context.seed)
+    tokenizer = _tokenizer(context, mixture)
+    shape = _shape(context, len(tokenizer), int(tokenizer.eos_token_id), int(tokenizer.pad_token_id or 0))
+    masked = "MaskedLM" in str(shape.architectures) or (config.config is None and config.shape == "roberta")
+    model = create(shape, masked=masked).to(compute_device(), compute_dtype(config.precision))
+    result = train_on_text(context, model, tokenizer, mixture, streams, rate=config.lr)
+    with atomic_folder(context.folder / "model") as place:
+        save_model(model, tokenizer, place)
+    write_model_note(context.folder, context.folder / "model")
+    return result.report(model, measured=measure(model, tokenizer, mixture, config, context), before=None)
+
+
+def _tokenizer(context: StageContext[PretrainConfig], mixture: CorpusMixture):  # type: ignore[no-untyped-def]
+    from quilate.models.source import resolve_model
+    from quilate.tokenization.train import measure_fit, train_byte_level_bpe
+
+    folder = context.folder / "tokenizer"
+    if context.config.tokenizer is not None:
+        tokenizer = load_tokenizer(resolve_model(context.config.tokenizer, base=context.base_folder).path)
+        if tokenizer.eos_token_id is None:
+            raise DataError(f"the tokenizer of {context.config.tokenizer} has no end-of-text token", hint="train one instead")
+    elif folder.exists():
+        tokenizer = load_tokenizer(folder)
+    else:
+        tokenizer = train_byte_level_bpe(mixture.sample(TOKENIZER_SAMPLE_BYTES), context.config.vocabulary)
+        tokenizer.save_pretrained(folder)
+    for name, documents in mixture.held_out.items():
+        fit = measure_fit(tokenizer, documents)
+        context.note(
+            f"tokenizer on {name}: {fit.tokens_per_word:.2f} tokens a word, {fit.bytes_per_token:.2f} bytes a token, "
+            f"{fit.unknown} unknown"
+        )
+    return tokenizer
+
+
+def _shape(context: StageContext[PretrainConfig], vocabulary: int, end: int, pad: int):  # type: ignore[no-untyped-def]
+    from transformers import AutoConfig
+
+    from quilate.models.create import shape_config
+
+    config = context.config
+    if config.config is None:
+        return shape_config(config.shape, config.size, vocabulary=vocabulary, context=config.context, end=end, pad=pad)
+    path = Path(config.config)
+    path = path if path.is_absolute() else context.base_folder / path
+    if not path.is_file():
+        raise DataError(f"no config file at {path}", hint="give the path of a transformers config.json")
+    given = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    given.update({"vocab_size": vocabulary, "eos_token_id": end, "bos_token_id": end, "pad_token_id": pad})
+    return given
+
+
+PRETRAIN = StageKind("pretrain", 1, PretrainConfig, _run)
