@@ -8,12 +8,20 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from quilate.errors import ModelError
 from quilate.files import read_json
 from quilate.models.precision import compute_device
 from quilate.models.source import check_model_directory
+
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model or adapter directory.
@@ -23,8 +31,10 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{directory}: the tokenizer cannot be loaded: {error}", hint="fetch the model again") from error
+    except Exception as error:  # a broken tokenizer.json makes the tokenizers library raise just that
+        raise ModelError(
+            f"{directory}: the tokenizer cannot be loaded: {error}", hint="fetch the model again"
+        ) from error
 
 
 def is_masked_directory(directory: Path) -> bool:
@@ -61,42 +71,65 @@ def load_causal(directory: Path, *, dtype: torch.dtype, attention: str = "sdpa")
     return _load(AutoModelForCausalLM, directory, dtype=dtype, attention=attention)
 
 
+# What transformers and peft were seen to raise for files that are broken or name things they do not know.
+BROKEN = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError)
+
+
 def _load(factory: Any, directory: Path, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     transformers.utils.logging.disable_progress_bar()
+    model: PreTrainedModel
     try:
-        model: PreTrainedModel = factory.from_pretrained(
+        model, loading = factory.from_pretrained(
             directory,
             dtype=dtype,
             attn_implementation=attention,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{directory} cannot be loaded: {reason}", hint="is it a language model, whole and unaltered?") from error
+    except BROKEN as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"{directory} cannot be loaded: {reason}", hint="is it a language model, whole and unaltered?"
+        ) from error
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers draws them at random and goes on
+        raise ModelError(
+            f"{directory} lacks {len(missing)} of its weights: {', '.join(missing[:3])}", hint="fetch the model again"
+        )
     return model.to(compute_device()).eval()
 
 
 def _load_adapter(directory: Path, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     from peft import PeftModel
 
-    base = Path(read_json(directory / "adapter_config.json")["base_model_name_or_path"])
-    if not base.is_dir():
+    named = read_json(directory / "adapter_config.json").get("base_model_name_or_path")
+    base = Path(str(named))
+    if not base.is_dir() or (base / "adapter_config.json").exists():
         raise ModelError(
-            f"{directory} is an adapter for {base}, which is not there",
+            f"{directory} is an adapter for {named}, which is {'itself an adapter' if base.is_dir() else 'not there'}",
             hint="put the base model back, or edit base_model_name_or_path in adapter_config.json",
         )
     model = load_causal(base, dtype=dtype, attention=attention)
-    # autocast_adapter_dtype would make the adapter fp32 and every layer convert back and forth.
-    return PeftModel.from_pretrained(model, directory, autocast_adapter_dtype=False).eval()
+    try:
+        # autocast_adapter_dtype would make the adapter fp32 and every layer convert back and forth.
+        return PeftModel.from_pretrained(model, directory, autocast_adapter_dtype=False).eval()
+    except BROKEN as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"{directory}: the adapter cannot be loaded: {reason}",
+            hint="is it whole and made for this base?",
+        ) from error
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a directory that plain `transformers` (or `peft`, for an adapter) loads, tokenizer and template included."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Could not find a config file.*")
-        model.save_pretrained(folder, safe_serialization=True) if hasattr(model, "peft_config") else model.save_pretrained(folder)
+        model.save_pretrained(folder, safe_serialization=True) if hasattr(
+            model, "peft_config"
+        ) else model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

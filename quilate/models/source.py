@@ -14,7 +14,6 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quilate.errors import MachineError, ModelError
 from quilate.files import atomic_folder, digest, folder_lock, make_folder, read_json, sha256_of_file
@@ -97,7 +96,10 @@ def check_model_directory(directory: Path) -> None:
                 f"{directory / name} asks to run Python code that comes with the model (auto_map); quilate never does",
                 hint="use a model whose architecture transformers has built in",
             )
-    weights = sorted(n for n in names if n.endswith(".safetensors"))
+    # Of an adapter only this one counts: peft would go on to open adapter_model.bin, a pickle.
+    weights = sorted(
+        n for n in names if n == "adapter_model.safetensors" or (not adapter and n.endswith(".safetensors"))
+    )
     if not weights:
         pickles = sorted(n for n in names if n.endswith(PICKLED))
         if pickles:
@@ -124,10 +126,10 @@ def _check_safetensors(path: Path) -> None:
         if header_size > size - 8:
             raise cut
         try:
-            header: dict[str, Any] = json.loads(file.read(header_size))
-        except ValueError as error:
+            header = json.loads(file.read(header_size)).items()
+            end = max((int(tensor["data_offsets"][1]) for name, tensor in header if name != "__metadata__"), default=0)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise ModelError(f"{path} has a broken header: {error}", hint="fetch the file again") from error
-    end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
     if size < 8 + header_size + end:
         raise cut
 
@@ -167,7 +169,9 @@ def _converted(gguf: Path, note: Callable[[str], None]) -> Path:
             model = AutoModelForCausalLM.from_pretrained(
                 **place, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
             )
-        except (ValueError, OSError, KeyError, EOFError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a file cut short makes the reader raise struct.error, IndexError and more
             raise ModelError(
                 f"{gguf} cannot be read as GGUF: {error}", hint="the file may be cut short; fetch it again"
             ) from error
