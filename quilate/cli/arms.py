@@ -12,7 +12,6 @@ from quilate.recipe.manifest import read_manifest
 from quilate.tasks.classification import Task
 
 
-
 @dataclass(frozen=True)
 class ChosenArm:
     """One trained run of an arm. `why` says how it was chosen; `temperature` is the one fitted on dev."""
@@ -49,7 +48,9 @@ def choose_arm(run: Path, name: str | None) -> ChosenArm:
         solved = run / stages[stage.removesuffix("-evaluate")]["folder"]
         evaluated, trained = read_manifest(run / entry["folder"]), read_manifest(solved)
         if evaluated is not None and trained is not None:
-            return ChosenArm(name, trained["seed"], load_scorer(solved / "scorer"), evaluated["facts"]["temperature"], why)
+            return ChosenArm(
+                name, trained["seed"], load_scorer(solved / "scorer"), evaluated["facts"]["temperature"], why
+            )
     raise DataError(f"arm '{name}' of {run} has no finished run", hint="run its recipe to the end")
 
 

@@ -6,7 +6,8 @@ import sys
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
 
 from quilate.engine.runlog import Progress
 from quilate.recipe.graph import Node
@@ -30,7 +31,8 @@ class RunDisplay:
             self.console.print(f"{self._title}: continuing from its last checkpoint")
         if self.console.is_terminal:
             self._bar = Bar(
-                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"),
+                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
                 console=self.console, transient=True,
             )  # fmt: skip
             self._task = self._bar.add_task(self._title, total=None, detail="")
@@ -44,7 +46,9 @@ class RunDisplay:
             self._bar.update(self._task, completed=event.done, total=event.total, detail=describe(event))
         elif time.monotonic() >= self._next_line:
             detail = describe(event)
-            self.console.print(f"{self._title}: {event.done}/{event.total} {event.unit}" + (f", {detail}" if detail else ""))
+            self.console.print(
+                f"{self._title}: {event.done}/{event.total} {event.unit}" + (f", {detail}" if detail else "")
+            )
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def finished(self, node: Node, seconds: float, *, reused: bool) -> None:

@@ -45,7 +45,8 @@ def evaluate(run: Path, data: Path, *, arm: str | None = None, strict: bool = Fa
     unknown = sorted(set(gold_labels) - set(task.labels) - {""})
     if unknown:
         raise DataError(
-            f"{data}: labels the arm was not trained for: {', '.join(unknown[:5])}", hint=f"its labels: {', '.join(task.labels)}"
+            f"{data}: labels the arm was not trained for: {', '.join(unknown[:5])}",
+            hint=f"its labels: {', '.join(task.labels)}",
         )
     kept = [i for i, text in enumerate(texts) if text.strip() and gold_labels[i]]
     if not kept:
@@ -53,7 +54,10 @@ def evaluate(run: Path, data: Path, *, arm: str | None = None, strict: bool = Fa
     items = [Item(str(i), texts[i], gold_labels[i], str(i)) for i in kept]
     leaks = find_leaks(task.train, items)
     if leaks.items and not task.config.allow_leak:
-        raise GateError(f"{len(leaks.items)} of {len(items)} items of {data} were in the training rows", hint="remove them from the file")
+        raise GateError(
+            f"{len(leaks.items)} of {len(items)} items of {data} were in the training rows",
+            hint="remove them from the file",
+        )
     scored = chosen.scorer.score([item.text for item in items])
     probabilities = metrics.with_temperature(scored.scores, chosen.temperature)
     gold = np.array([task.labels.index(item.label) for item in items])

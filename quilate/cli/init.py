@@ -55,9 +55,13 @@ def init(
     labels = Counter(cell_text(row.get(label)) for row in table.rows)
     labels.pop("", None)
     if len(labels) < 2:
-        raise DataError(f"column '{label}' of {data} has {len(labels)} label(s)", hint="a classification needs at least two")
+        raise DataError(
+            f"column '{label}' of {data} has {len(labels)} label(s)", hint="a classification needs at least two"
+        )
     relative = data.name if target.resolve().parent == data.resolve().parent else str(data.resolve())
-    write_text(target, recipe_text(target.stem, relative, columns, labels, rows=len(table.rows), base=base, language=language))
+    write_text(
+        target, recipe_text(target.stem, relative, columns, labels, rows=len(table.rows), base=base, language=language)
+    )
     config.load(Recipe, target)  # what we write must be what we accept
     console = result_console()
     console.print(f"{data}: {len(table.rows)} rows, {len(labels)} labels ({_sniffed(table.notes)})")
@@ -91,7 +95,9 @@ def recipe_text(
         f"  language: {language}",
         f"  text: {text}",
         f"  label: {label}",
-        f"  group: {group[0]}" if group else "  # group: paciente            # rows of one group never straddle two splits",
+        f"  group: {group[0]}"
+        if group
+        else "  # group: paciente            # rows of one group never straddle two splits",
         f"  split: {{dev: {dev}, test: {test}}}   # the rest is for training; add `train: N` to use less",
         "  labels:                          # what the model writes for each label; short, common words work best",
         *(f"    {_quoted(value)}: {_quoted(value)}   # {count} rows" for value, count in sorted(labels.items())),

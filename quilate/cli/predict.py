@@ -54,7 +54,12 @@ def predict(
     task = task_of(run)
     chosen = choose_arm(run, arm)
     target = out or data.with_name(f"{data.name.split('.')[0]}.labels.csv")
-    table = read_table(SourceConfig(path=str(data.resolve())), base=Path(), strict=strict, quarantine=target.with_suffix(".rejected.jsonl"))
+    table = read_table(
+        SourceConfig(path=str(data.resolve())),
+        base=Path(),
+        strict=strict,
+        quarantine=target.with_suffix(".rejected.jsonl"),
+    )
     texts = render_texts(task.config, table.rows)
     answerable = [i for i, text in enumerate(texts) if text.strip()]
     scored = chosen.scorer.score([texts[i] for i in answerable])
@@ -94,7 +99,7 @@ def predict(
     console = result_console()
     console.print(f"arm {chosen.name}, seed {chosen.seed} ({chosen.why})")
     console.print(
-        f"{counts['rows']} rows, {abstained} abstained ({counts['without_text']} without text), {scored.truncated} cut to "
-        f"fit the model, {counts['rejected_records']} broken records left out"
+        f"{counts['rows']} rows, {abstained} abstained ({counts['without_text']} without text), {scored.truncated} cut "
+        f"to fit the model, {counts['rejected_records']} broken records left out"
     )
     console.print(str(target))

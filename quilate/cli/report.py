@@ -26,7 +26,10 @@ def report(run: Path, *, lang: Language | None = None, with_text: bool = False, 
     from quilate.recipe.evidence_stage import read_evidence
 
     if not (run / "evidence.json").exists():
-        raise DataError(f"{run} has no evidence.json: the run is not finished", hint=f"see `quilate status {run}`, and run its recipe to the end")
+        raise DataError(
+            f"{run} has no evidence.json: the run is not finished",
+            hint=f"see `quilate status {run}`, and run its recipe to the end",
+        )
     if json:
         print(json_module.dumps(read_evidence(run), ensure_ascii=False, indent=2))
     else:

@@ -21,7 +21,9 @@ class TaskFlags:
     test: int
 
 
-def run_single_arm(name: str, arm: dict[str, Any], flags: TaskFlags, *, base: str, seed: int, out: Path | None, json: bool) -> None:
+def run_single_arm(
+    name: str, arm: dict[str, Any], flags: TaskFlags, *, base: str, seed: int, out: Path | None, json: bool
+) -> None:
     """Run one arm on one file and print its score on the held-out rows.
 
     Raises:
@@ -69,8 +71,8 @@ def run_single_arm(name: str, arm: dict[str, Any], flags: TaskFlags, *, base: st
     console = result_console()
     low, high = interval.low, interval.high
     console.print(
-        f"accuracy {result['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f} over items), macro-F1 {result['macro_f1']:.3f}; "
-        f"{len(task.test)} items, 1 seed"
+        f"accuracy {result['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f} over items), "
+        f"macro-F1 {result['macro_f1']:.3f}; {len(task.test)} items, 1 seed"
     )
     console.print(f"the stage: {result['stage']}")
 

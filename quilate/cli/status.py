@@ -24,7 +24,10 @@ def status(run: Path, *, json: bool = False) -> None:
     stages = run_status(run)
     unused = unused_stages(run)
     if json:
-        rows = [{"stage": s.name, "kind": s.kind, "state": s.state, "seconds": s.seconds, "folder": str(s.folder)} for s in stages]
+        rows = [
+            {"stage": s.name, "kind": s.kind, "state": s.state, "seconds": s.seconds, "folder": str(s.folder)}
+            for s in stages
+        ]
         print(json_module.dumps({"stages": rows, "unused": [str(f) for f in unused]}, indent=2))
         return
     table = Table("stage", "kind", "state", "time", "folder", box=None, header_style="bold")
@@ -35,5 +38,7 @@ def status(run: Path, *, json: bool = False) -> None:
     console.print(table)
     if unused:
         size = sum(f.stat().st_size for folder in unused for f in folder.rglob("*") if f.is_file())
-        console.print(f"{len(unused)} folders of earlier versions of the recipe hold {size / 1e6:,.0f} MB; they may be removed:")
+        console.print(
+            f"{len(unused)} folders of earlier versions of the recipe hold {size / 1e6:,.0f} MB; they may be removed:"
+        )
         console.print("\n".join(f"  {folder}" for folder in unused))

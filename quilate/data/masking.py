@@ -1,4 +1,5 @@
-"""Masked language modelling (Devlin et al. 2019, section 3.1; Liu et al. 2019, section 4.1): which tokens are hidden."""
+"""Masked language modelling (Devlin et al. 2019, section 3.1; Liu et al. 2019, section 4.1): which tokens are
+hidden."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ class TextFile:
 
 
 def read_text(path: Path, unit: Unit, encoding: str = "auto") -> TextFile:
-    """Read a text file (plain, gzip or zstd) as documents: the whole file, or its paragraphs (blank lines between), or lines.
+    """Read a text file (plain, gzip or zstd) as documents: the whole file, or its paragraphs (blank lines between), or
+    lines.
 
     Raises:
         DataError: missing, binary, cut short, or without any text.

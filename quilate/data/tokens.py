@@ -1,12 +1,13 @@
 """Token shards: tokenized documents on disk, memory-mapped, with a manifest; and training batches over them.
 
-A shard is two plain arrays, `tokens.bin` (uint16 where the vocabulary allows, else uint32) and `ends.bin` (int64, the end
+A shard is two plain arrays, `tokens.bin` (uint16 where the vocabulary allows, else uint32) and `ends.bin` (int64, the
+end
 of each document), and `manifest.json` with their digests, the tokenizer's digest and the counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +81,9 @@ def open_shard(folder: Path, *, verify: bool = True) -> Shard:
     if verify:
         for name, expected in manifest["sha256"].items():
             if sha256_of_file(folder / name) != expected:
-                raise DataError(f"{folder / name} was altered: its SHA-256 differs", hint="remove the folder and run again")
+                raise DataError(
+                    f"{folder / name} was altered: its SHA-256 differs", hint="remove the folder and run again"
+                )
     if not manifest["tokens"]:
         raise DataError(f"{folder} holds no tokens", hint="the corpus is empty after reading and filtering")
     return Shard(
@@ -91,7 +94,7 @@ def open_shard(folder: Path, *, verify: bool = True) -> Shard:
     )
 
 
-def _batched(documents: Iterable[str], size: int) -> Iterable[list[str]]:
+def _batched(documents: Iterable[str], size: int) -> Iterator[list[str]]:
     batch: list[str] = []
     for document in documents:
         batch.append(document)
@@ -115,7 +118,8 @@ def chunks_of(shard: Shard, length: int) -> np.ndarray:
 class TokenBatches:
     """Training batches over a weighted mixture of shards, every one a function of its step.
 
-    Each corpus is visited in shuffled epochs of its own; at every draw the corpus that lags most behind its weight gives
+    Each corpus is visited in shuffled epochs of its own; at every draw the corpus that lags most behind its weight
+    gives
     the next chunk, so the shares hold at every moment, not only on average.
 
     Args:
@@ -165,7 +169,7 @@ class TokenBatches:
                 self.plan.append(step)
                 step, room = [], batch_tokens
 
-    def _visits(self, name: str) -> Iterable[tuple[int, int]]:
+    def _visits(self, name: str) -> Iterator[tuple[int, int]]:
         epoch = 0
         while True:
             for chunk in numpy_stream(self.seed, "order", name, epoch).permutation(len(self._chunks[name])).tolist():

@@ -16,7 +16,8 @@ class LanguageModellingLoss:
     """Callable `(batch) -> sum of -log p(target)` in fp32, with logits only where there is a target.
 
     Args:
-        model: a causal or masked model, adapted or not; its attention is switched to the packed one where its architecture
+        model: a causal or masked model, adapted or not; its attention is switched to the packed one where its
+        architecture
             allows it. Where it does not (Falcon), each document becomes a row of its own, padded among similar lengths.
     """
 
@@ -45,7 +46,8 @@ class LanguageModellingLoss:
         return hidden
 
     def _padded_hidden(self, batch: PackedBatch, layout: DocumentLayout) -> Tensor:
-        """[T, D], each document in a row. Padding stands at the right and is masked, for masked models look there too."""
+        """[T, D], each document in a row. Padding stands at the right and is masked, for masked models look there
+        too."""
         parts = []
         for group in layout.groups:
             shape = group.documents, group.longest

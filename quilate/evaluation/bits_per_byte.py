@@ -40,7 +40,8 @@ class TextLoss:
 def windows(tokens: Sequence[int], opening: int, window: int) -> list[Example]:
     """Cover a document with overlapping windows so that every token is predicted once.
 
-    Each window starts with the `opening` token; in all but the first, the first half is context only, so that no token is
+    Each window starts with the `opening` token; in all but the first, the first half is context only, so that no token
+    is
     judged with less than half a window before it.
     """
     half = window // 2
@@ -93,7 +94,12 @@ def _sum_loss(model: PreTrainedModel, examples: list[Example], check_stop: Calla
 
 @torch.no_grad()
 def masked_loss(
-    model: PreTrainedModel, examples: list[Example], *, bytes_of_text: int, check_stop: Callable[[], None] = lambda: None
+    model: PreTrainedModel,
+    examples: list[Example],
+    *,
+    bytes_of_text: int,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> TextLoss:
-    """The loss of a masked model over examples whose masks are already drawn; draw them once and use them before and after."""
+    """The loss of a masked model over examples whose masks are already drawn; draw them once and use them before and
+    after."""
     return TextLoss(*_sum_loss(model, examples, check_stop), bytes=bytes_of_text)

@@ -63,7 +63,9 @@ def score_labels(
     tree = LabelTree.of(answer_tokens(tokenizer, labels))
     sequences = prompt_tokens(tokenizer, prompts)
     if not all(sequences):
-        raise DataError("a prompt is empty: there is nothing before the label", hint="give the template some fixed words")
+        raise DataError(
+            "a prompt is empty: there is nothing before the label", hint="give the template some fixed words"
+        )
     shared = common_prefix_length(sequences)
     room = context_length(model) - shared - int(tree.lengths.max())
     if room < 1:
@@ -107,7 +109,8 @@ def _check_layout(body: torch.nn.Module) -> None:
         obeys = False
     if not obeys:
         raise ModelError(
-            f"{type(body).__name__} does not place tokens where it is told to (ALiBi?), so labels cannot share a forward pass",
+            f"{type(body).__name__} does not place tokens where told to (ALiBi?), so labels cannot share a "
+            "forward pass",
             hint="use a model with rotary or learned positions, such as a Llama-, GPT-2- or Qwen-like one",
         )
 

@@ -1,4 +1,5 @@
-"""New models with random weights, in the shapes of the field: Llama, GPT-2, Falcon and RoBERTa, in named small sizes."""
+"""New models with random weights, in the shapes of the field: Llama, GPT-2, Falcon and RoBERTa, in named small
+sizes."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from quilate.errors import ModelError
 
-
 COUNTS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "longformer")
 
 

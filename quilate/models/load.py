@@ -124,7 +124,8 @@ def _load_adapter(directory: Path, *, dtype: torch.dtype, attention: str) -> Pre
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a directory that plain `transformers` (or `peft`, for an adapter) loads, tokenizer and template included."""
+    """Write a directory that plain `transformers` (or `peft`, for an adapter) loads, tokenizer and template
+    included."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Could not find a config file.*")
         model.save_pretrained(folder, safe_serialization=True) if hasattr(

@@ -1,6 +1,7 @@
 """Domain- and task-adaptive pretraining of a base (Gururangan et al. 2020), with replay against forgetting.
 
-The rate is warmed up and decayed once more and a share of general text is mixed in, as Ibrahim et al. (2024, "Simple and
+The rate is warmed up and decayed once more and a share of general text is mixed in, as Ibrahim et al. (2024, "Simple
+and
 Scalable Strategies to Continually Pre-train Large Language Models") found enough to match training on the union.
 """
 
@@ -21,6 +22,7 @@ DEFAULT_RATE = {"full": 5e-5, "lora": 5e-4}  # a tenth of a pretraining rate, an
 
 class AdaptConfig(TextTraining):
     kind: Literal["adapt"]
+    """A base is trained further on raw text."""
     on: str = "base"
     """The stage whose model is adapted."""
     weights: Literal["full", "lora"] = "full"

@@ -25,7 +25,8 @@ class CorpusConfig(Config):
     path: str
     """A text file (.txt, also .gz and .zst) or a table (jsonl, csv, parquet), relative to the recipe's folder."""
     documents: Unit = "paragraph"
-    """What one document is in a text file: a `paragraph` (between blank lines), a `line`, or the whole `file`. In a table
+    """What one document is in a text file: a `paragraph` (between blank lines), a `line`, or the whole `file`. In a
+    table
     it is a row."""
     text: str = "text"
     """For a table: the column with the text, or a Jinja template over the columns."""
@@ -52,12 +53,14 @@ def _run(context: StageContext[CorpusStageConfig]) -> StageReport:
     if config.max_bytes is not None:
         documents, counts["documents beyond max_bytes"] = _first_bytes(documents, config.max_bytes)
     if "task" in context.inputs:
-        _refuse_leak(documents, Task.load(context.inputs["task"] / "task"), config.path, allow=context.config.allow_leak)
+        _refuse_leak(
+            documents, Task.load(context.inputs["task"] / "task"), config.path, allow=context.config.allow_leak
+        )
     held_out = [d for d in documents if _draw(d) < config.held_out]
     train = [d for d in documents if _draw(d) >= config.held_out]
     if not train or not held_out:
         raise DataError(
-            f"{config.path} has {len(documents)} documents: too few to train on some and hold out {config.held_out:.0%}",
+            f"{config.path} has {len(documents)} documents: too few to train on and hold out {config.held_out:.0%}",
             hint="give more text, or smaller documents (`documents: paragraph`)",
         )
     measured, _ = _first_bytes(held_out, config.held_out_bytes)

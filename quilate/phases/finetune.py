@@ -29,7 +29,8 @@ from quilate.rng import Streams
 from quilate.tasks.classification import Task
 from quilate.tokenization.segments import answer_tokens, prompt_tokens, shorten
 
-# LoRA's best rate is about ten times full fine-tuning's and hardly depends on the rank (Schulman 2025, "LoRA Without Regret").
+# LoRA's best rate is about ten times full fine-tuning's and hardly depends on the rank (Schulman 2025, "LoRA Without
+# Regret").
 DEFAULT_RATE = {"full": 3e-5, "lora": 3e-4}
 
 
@@ -88,7 +89,9 @@ def build_examples(
     answers = dict(zip(task.labels, answer_tokens(tokenizer, task.verbalizers), strict=True))
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     examples, truncated = [], 0
-    for item, tokens in zip(task.train, prompt_tokens(tokenizer, [template.prompt(i.text) for i in task.train]), strict=True):
+    for item, tokens in zip(
+        task.train, prompt_tokens(tokenizer, [template.prompt(i.text) for i in task.train]), strict=True
+    ):
         prompt, was_cut = shorten(tokens, max_item_tokens)
         answer = answers[item.label] + end
         supervised = np.zeros(len(prompt) + len(answer), dtype=bool)
@@ -119,7 +122,9 @@ def _run(context: StageContext[FinetuneConfig]) -> StageReport:
         max_tokens=config.max_train_tokens,
     )
     if len(batches) == 0:
-        raise DataError("not one training step fits the token budget", hint="raise budget.train_tokens or lower batch_size")
+        raise DataError(
+            "not one training step fits the token budget", hint="raise budget.train_tokens or lower batch_size"
+        )
     result = _fit(context, model, batches, streams)
     _save(context.folder, model, tokenizer, task, config)
     parameters = sum(p.numel() for p in model.parameters())
@@ -158,13 +163,16 @@ def _fit(
     result = fit(
         model, batches, LanguageModellingLoss(model), optimizer, schedule, streams,
         folder=context.folder, listener=context.listener, stop=context.stop, warn=context.note,
-        clip_norm=config.clip_norm, checkpoint_seconds=config.checkpoint_seconds, checkpoint_steps=config.checkpoint_steps,
+        clip_norm=config.clip_norm, checkpoint_seconds=config.checkpoint_seconds,
+        checkpoint_steps=config.checkpoint_steps,
     )  # fmt: skip
     optimizer.write_nearest()
     return result
 
 
-def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, config: FinetuneConfig) -> None:
+def _save(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, config: FinetuneConfig
+) -> None:
     with atomic_folder(folder / "model") as place, torch.no_grad():
         save_model(model, tokenizer, place)
     write_model_note(folder, folder / "model")

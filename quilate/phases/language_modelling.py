@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from pydantic import Field, field_validator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -38,7 +37,8 @@ class TextTraining(Config):
     """What every stage that trains on raw text can be told."""
 
     corpora: dict[str, float] = Field(min_length=1)
-    """Share of each corpus in the training tokens; the name `task` means the task's own training texts (TAPT). A general
+    """Share of each corpus in the training tokens; the name `task` means the task's own training texts (TAPT). A
+    general
     corpus beside a domain one is replay: it keeps the model from forgetting."""
     tokens: int = Field(default=1_000_000, ge=1)
     """Training tokens in all."""
@@ -70,7 +70,9 @@ class TextTraining(Config):
     def _weights_above_zero(cls, corpora: dict[str, float]) -> dict[str, float]:
         for name, weight in corpora.items():
             if not weight > 0:
-                raise ValueError(f"the weight of '{name}' is {weight}: weights must be above zero; leave a corpus out instead")
+                raise ValueError(
+                    f"the weight of '{name}' is {weight}: weights must be above zero; leave a corpus out instead"
+                )
         return corpora
 
 
@@ -84,7 +86,8 @@ class CorpusMixture:
 
     @classmethod
     def of(cls, inputs: dict[str, Path], weights: dict[str, float]) -> CorpusMixture:
-        """Read the finished corpus stages among the inputs (roles `corpus:NAME`); those without a weight only measure."""
+        """Read the finished corpus stages among the inputs (roles `corpus:NAME`); those without a weight only
+        measure."""
         folders = {role.removeprefix("corpus:"): path for role, path in inputs.items() if role.startswith("corpus:")}
         train = {name: corpus_documents(folders[name], "train") for name in weights if name != TASK_CORPUS}
         if TASK_CORPUS in weights:
@@ -155,7 +158,7 @@ def train_on_text(
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise DataError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows: they do not belong together",
+            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows: they do not fit",
             hint="use the model's own tokenizer, or pretrain with this one",
         )
     batches = _batches(context, model, tokenizer, mixture)
@@ -170,7 +173,8 @@ def train_on_text(
     fitted = fit(
         model, batches, LanguageModellingLoss(model), optimizer, schedule, streams,
         folder=context.folder, listener=context.listener, stop=context.stop, warn=context.note,
-        clip_norm=config.clip_norm, checkpoint_seconds=config.checkpoint_seconds, checkpoint_steps=config.checkpoint_steps,
+        clip_norm=config.clip_norm, checkpoint_seconds=config.checkpoint_seconds,
+        checkpoint_steps=config.checkpoint_steps,
     )  # fmt: skip
     optimizer.write_nearest()
     return TrainedOnText(fitted, batches.tokens_of, {n: round(e, 3) for n, e in batches.epochs.items()})
@@ -209,7 +213,10 @@ def _example_maker(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase): 
     if not is_masked(model):
         return lambda id, tokens, stream: Example(id, tokens, np.ones(len(tokens), dtype=bool))
     return partial(
-        mask_tokens, mask_token=int(tokenizer.mask_token_id), vocabulary=len(tokenizer), keep=frozenset(tokenizer.all_special_ids)
+        mask_tokens,
+        mask_token=int(tokenizer.mask_token_id),
+        vocabulary=len(tokenizer),
+        keep=frozenset(tokenizer.all_special_ids),
     )
 
 
@@ -248,5 +255,3 @@ def _masked_examples(
             if len(piece) > 1:
                 examples.append(make(f"{index}:{start}", piece, numpy_stream(0, "measure", index, start)))
     return examples
-
-

@@ -22,12 +22,14 @@ TOKENIZER_SAMPLE_BYTES = 50_000_000  # a tokenizer trained on more text measured
 
 class PretrainConfig(TextTraining):
     kind: Literal["pretrain"]
+    """A new model is trained on raw text."""
     shape: Literal["llama", "gpt2", "falcon", "roberta"] = "llama"
     """The architecture: `llama`, `gpt2` and `falcon` predict the next token, `roberta` masked ones."""
     size: Literal["tiny", "3M", "11M", "30M"] = "3M"
     """Named size, with an 8k vocabulary."""
     config: str | None = None
-    """A `transformers` config.json to use instead of `shape` and `size`; its vocabulary size is set to the tokenizer's."""
+    """A `transformers` config.json to use instead of `shape` and `size`; its vocabulary size is set to the
+    tokenizer's."""
     vocabulary: int = Field(default=8192, ge=300)
     """Size of the byte-level BPE vocabulary, trained on the corpora."""
     tokenizer: str | None = None
@@ -71,7 +73,9 @@ def _tokenizer(context: StageContext[PretrainConfig], mixture: CorpusMixture):  
     if context.config.tokenizer is not None:
         tokenizer = load_tokenizer(resolve_model(context.config.tokenizer, base=context.base_folder).path)
         if tokenizer.eos_token_id is None:
-            raise DataError(f"the tokenizer of {context.config.tokenizer} has no end-of-text token", hint="train one instead")
+            raise DataError(
+                f"the tokenizer of {context.config.tokenizer} has no end-of-text token", hint="train one instead"
+            )
     elif folder.exists():
         tokenizer = load_tokenizer(folder)
     else:

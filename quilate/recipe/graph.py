@@ -84,6 +84,10 @@ class Graph:
 
 def phase_and_method(recipe: Recipe, arm: ArmConfig) -> tuple[str, str]:
     """The last phase that shaped an arm, and the field's name for its method."""
+    phase: str
+    method: str
+    phase: str
+    method: str
     match arm:
         case BaselineConfig():
             return "baseline", arm.method
@@ -145,7 +149,7 @@ def _upstream_first(named: Mapping[str, StageConfig | ArmConfig]) -> list[str]:
 
     def visit(name: str) -> None:
         on = stands_on(named[name])
-        if on in named and on not in ordered:
+        if on is not None and on in named and on not in ordered:
             visit(on)
         if name not in ordered:
             ordered.append(name)

@@ -118,5 +118,5 @@ class Recipe(Config):
             unknown = [corpus for corpus in stage.corpora if corpus not in known]
             if unknown:
                 raise ValueError(
-                    f"stage '{name}' names the corpus '{unknown[0]}', which is not in `corpora`; known: {', '.join(known)}"
+                    f"stage '{name}' names '{unknown[0]}', which is not in `corpora`; known: {', '.join(known)}"
                 )
