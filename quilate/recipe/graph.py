@@ -86,8 +86,6 @@ def phase_and_method(recipe: Recipe, arm: ArmConfig) -> tuple[str, str]:
     """The last phase that shaped an arm, and the field's name for its method."""
     phase: str
     method: str
-    phase: str
-    method: str
     match arm:
         case BaselineConfig():
             return "baseline", arm.method

@@ -27,7 +27,8 @@ def backward(model: nn.Module, step: int) -> None:
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("block", [adamw.BLOCK, 7])
 def test_twenty_steps_equal_torch(monkeypatch: pytest.MonkeyPatch, weight_decay: float, block: int) -> None:
-    """torch decays what it is told to; ours decays matrices only. A changing learning rate, and betas off the default."""
+    """torch decays what it is told to; ours decays matrices only. A changing learning rate, and betas off the
+    default."""
     monkeypatch.setattr(adamw, "BLOCK", block)
     ours, theirs = network(), network()
     optimizer = AdamW(ours.named_parameters(), betas=(0.8, 0.95), eps=1e-6, weight_decay=weight_decay)

@@ -48,7 +48,8 @@ def test_the_seed_decides() -> None:
 
 
 def test_the_bits_are_uniform_and_independent() -> None:
-    """Each of the 16 bits is set half the time, neighbours (four to one draw) do not correlate, and none is out of range."""
+    """Each of the 16 bits is set half the time, neighbours (four to one draw) do not correlate, and none is out of
+    range."""
     bits = random_bits16(400_001, torch.Generator().manual_seed(2))
     assert bits.shape == (400_001,)
     assert int(bits.min()) >= 0
