@@ -78,21 +78,30 @@ class FinetuneConfig(Config):
 
 
 def build_examples(
-    task: Task, tokenizer: PreTrainedTokenizerBase, *, max_item_tokens: int
+    task: Task, tokenizer: PreTrainedTokenizerBase, *, max_item_tokens: int, context: int
 ) -> tuple[list[Example], int]:
     """Training items as tokens: prompt, label, end of sequence; the label and the end are supervised.
 
     Returns:
         The examples, and how many prompts were cut.
+
+    Raises:
+        DataError: the longest label leaves no room for a prompt in the model's `context`.
     """
     template = task.prompt_template()
     answers = dict(zip(task.labels, answer_tokens(tokenizer, task.verbalizers), strict=True))
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    room = min(max_item_tokens, context - len(end) - max(map(len, answers.values())))
+    if room < 1:
+        raise DataError(
+            f"the longest label fills the model's context of {context} tokens",
+            hint="give it a short text in task.labels",
+        )
     examples, truncated = [], 0
     for item, tokens in zip(
         task.train, prompt_tokens(tokenizer, [template.prompt(i.text) for i in task.train]), strict=True
     ):
-        prompt, was_cut = shorten(tokens, max_item_tokens)
+        prompt, was_cut = shorten(tokens, room)
         answer = answers[item.label] + end
         supervised = np.zeros(len(prompt) + len(answer), dtype=bool)
         supervised[len(prompt) :] = True
@@ -109,8 +118,11 @@ def _run(context: StageContext[FinetuneConfig]) -> StageReport:
     dtype = compute_dtype(config.precision)
     tokenizer = load_tokenizer(base)
     model = load_causal(base, dtype=dtype)
-    longest = min(config.max_item_tokens, context_length(model) - 64)
-    examples, truncated = build_examples(task, tokenizer, max_item_tokens=longest)
+    examples, truncated = build_examples(
+        task, tokenizer, max_item_tokens=config.max_item_tokens, context=context_length(model)
+    )
+    if hasattr(model, "peft_config"):
+        model, base = _merged(model, tokenizer, context.folder / "base")
     if config.method == "lora":
         model = add_lora(model, config.lora or LoraConfig(), base=base)
     batches = ExampleBatches(
@@ -146,6 +158,14 @@ def _run(context: StageContext[FinetuneConfig]) -> StageReport:
             "dtype": str(dtype).removeprefix("torch."),
         },
     )
+
+
+def _merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> tuple[PreTrainedModel, Path]:
+    """An adapter merged into its base: to train further, and as a plain directory that the next adapter can name."""
+    merged = model.merge_and_unload().requires_grad_(True)
+    with atomic_folder(folder) as place:
+        save_model(merged, tokenizer, place)
+    return merged, folder
 
 
 def _fit(
