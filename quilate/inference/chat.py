@@ -88,8 +88,17 @@ class Conversation:
             pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
             use_cache=True,
         )
+        failure: list[BaseException] = []
+
+        def generate(**options: Any) -> None:
+            try:
+                self.model.generate(**options)
+            except BaseException as error:  # raised again where the answer is read, which would else wait forever
+                failure.append(error)
+                streamer.end()
+
         job = Thread(
-            target=self.model.generate,
+            target=generate,
             kwargs={
                 "input_ids": ids,
                 "attention_mask": torch.ones_like(ids),
@@ -105,6 +114,8 @@ class Conversation:
             for piece in streamer:
                 said.append(piece)
                 yield piece
+            if failure:
+                raise failure[0]
         finally:
             stop.set = True
             job.join()

@@ -1,4 +1,5 @@
-"""What we save, plain transformers and plain peft load, with equal logits; what adapters promise at their start and end."""
+"""What we save, plain transformers and plain peft load, with equal logits; what adapters promise at their start and
+end."""
 
 from __future__ import annotations
 
@@ -178,7 +179,7 @@ def test_a_copied_adapter_without_its_base_says_what_is_missing(tmp_path: Path, 
     model = add_lora(load_causal(base, dtype=torch.float32), LoraConfig(rank=2), base=base)
     save_model(model, load_tokenizer(base), tmp_path / "adapter")
     shutil.rmtree(base)
-    with pytest.raises(ModelError, match="is an adapter for .*base, which is not there") as caught:
+    with pytest.raises(ModelError, match=r"is an adapter for .*base, which is not there") as caught:
         load_causal(tmp_path / "adapter", dtype=torch.float32)
     assert caught.value.exit_code == 3
 

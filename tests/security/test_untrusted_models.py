@@ -82,7 +82,8 @@ def test_a_pickle_beside_safetensors_is_not_opened(model: Path, canary: Path) ->
 
 
 def test_a_pickled_adapter_behind_a_decoy_is_refused(adapter: Path, canary: Path) -> None:
-    """peft looks for adapter_model.safetensors and then for adapter_model.bin; another safetensors file is no adapter."""
+    """peft looks for adapter_model.safetensors and then for adapter_model.bin; another safetensors file is no
+    adapter."""
     (adapter / "adapter_model.safetensors").rename(adapter / "decoy.safetensors")
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Bomb(canary)))
     refused(adapter, r"adapter_model\.safetensors|pickles")
