@@ -39,5 +39,8 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: Path) -> PreTr
     )
     model.config._name_or_path = str(base)
     adapted = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
-    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    recorded = adapted.peft_config["default"]
+    recorded.base_model_name_or_path = str(base)
+    # peft keeps a set and writes it in the order of this process's string hashes: equal runs, unequal files.
+    recorded.target_modules = sorted(recorded.target_modules)
     return adapted
