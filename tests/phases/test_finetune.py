@@ -74,7 +74,7 @@ def test_an_example_is_prompt_label_and_end_and_only_the_latter_are_supervised()
     assert [e.id for e in examples] == [item.id for item in task.train]
     for item, example in zip(task.train, examples, strict=True):
         prompt = f"Texto: {item.text}\nEtiqueta:"
-        whole = tokenizer(f"{prompt} {LABELS[item.label]}").input_ids + [tokenizer.eos_token_id]
+        whole = [*tokenizer(f"{prompt} {LABELS[item.label]}").input_ids, tokenizer.eos_token_id]
         assert example.tokens.tolist() == whole
         assert example.supervised.sum() == len(whole) - len(tokenizer(prompt).input_ids)
         assert example.supervised[-1]
