@@ -1,5 +1,4 @@
-"""Masked language modelling (Devlin et al. 2019, section 3.1; Liu et al. 2019, section 4.1): which tokens are
-hidden."""
+"""Which tokens a masked language model must guess (Devlin et al. 2019, section 3.1; Liu et al. 2019, section 4.1)."""
 
 from __future__ import annotations
 

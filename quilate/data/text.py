@@ -22,8 +22,9 @@ class TextFile:
 
 
 def read_text(path: Path, unit: Unit, encoding: str = "auto") -> TextFile:
-    """Read a text file (plain, gzip or zstd) as documents: the whole file, or its paragraphs (blank lines between), or
-    lines.
+    """Read a text file (plain, gzip or zstd) as documents: the whole file, its paragraphs or its lines.
+
+    Paragraphs are what stands between blank lines.
 
     Raises:
         DataError: missing, binary, cut short, or without any text.

@@ -1,8 +1,7 @@
 """Token shards: tokenized documents on disk, memory-mapped, with a manifest; and training batches over them.
 
-A shard is two plain arrays, `tokens.bin` (uint16 where the vocabulary allows, else uint32) and `ends.bin` (int64, the
-end
-of each document), and `manifest.json` with their digests, the tokenizer's digest and the counts.
+A shard is two plain arrays, `tokens.bin` (uint16 where the vocabulary allows, else uint32) and `ends.bin` (int64, where
+each document ends), and `manifest.json` with their digests, the tokenizer's digest and the counts.
 """
 
 from __future__ import annotations
@@ -119,8 +118,7 @@ class TokenBatches:
     """Training batches over a weighted mixture of shards, every one a function of its step.
 
     Each corpus is visited in shuffled epochs of its own; at every draw the corpus that lags most behind its weight
-    gives
-    the next chunk, so the shares hold at every moment, not only on average.
+    gives the next chunk, so the shares hold at every moment, not only on average.
 
     Args:
         shards: corpus -> shard; weights: corpus -> share of the tokens, above zero.

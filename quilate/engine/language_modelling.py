@@ -16,9 +16,9 @@ class LanguageModellingLoss:
     """Callable `(batch) -> sum of -log p(target)` in fp32, with logits only where there is a target.
 
     Args:
-        model: a causal or masked model, adapted or not; its attention is switched to the packed one where its
-        architecture
-            allows it. Where it does not (Falcon), each document becomes a row of its own, padded among similar lengths.
+        model: a causal or masked model, adapted or not. Its attention is switched to the packed one where its
+            architecture allows it; where it does not (Falcon), each document becomes a row of its own, padded among
+            similar lengths.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -41,8 +41,7 @@ def windows(tokens: Sequence[int], opening: int, window: int) -> list[Example]:
     """Cover a document with overlapping windows so that every token is predicted once.
 
     Each window starts with the `opening` token; in all but the first, the first half is context only, so that no token
-    is
-    judged with less than half a window before it.
+    is judged with less than half a window before it.
     """
     half = window // 2
     examples = []
@@ -100,6 +99,8 @@ def masked_loss(
     bytes_of_text: int,
     check_stop: Callable[[], None] = lambda: None,
 ) -> TextLoss:
-    """The loss of a masked model over examples whose masks are already drawn; draw them once and use them before and
-    after."""
+    """The loss of a masked model over examples whose masks are already drawn.
+
+    Draw them once and use them before and after: other masks would be other questions.
+    """
     return TextLoss(*_sum_loss(model, examples, check_stop), bytes=bytes_of_text)

@@ -1,5 +1,4 @@
-"""New models with random weights, in the shapes of the field: Llama, GPT-2, Falcon and RoBERTa, in named small
-sizes."""
+"""New models with random weights: the shapes of Llama, GPT-2, Falcon and RoBERTa, in named small sizes."""
 
 from __future__ import annotations
 

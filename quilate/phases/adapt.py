@@ -1,8 +1,8 @@
 """Domain- and task-adaptive pretraining of a base (Gururangan et al. 2020), with replay against forgetting.
 
-The rate is warmed up and decayed once more and a share of general text is mixed in, as Ibrahim et al. (2024, "Simple
-and
-Scalable Strategies to Continually Pre-train Large Language Models") found enough to match training on the union.
+The rate is warmed up and decayed once more and a share of general text is mixed in, which Ibrahim et al. (2024,
+"Simple and Scalable Strategies to Continually Pre-train Large Language Models") found enough to match training on the
+union.
 """
 
 from __future__ import annotations

@@ -26,8 +26,7 @@ class CorpusConfig(Config):
     """A text file (.txt, also .gz and .zst) or a table (jsonl, csv, parquet), relative to the recipe's folder."""
     documents: Unit = "paragraph"
     """What one document is in a text file: a `paragraph` (between blank lines), a `line`, or the whole `file`. In a
-    table
-    it is a row."""
+    table it is a row."""
     text: str = "text"
     """For a table: the column with the text, or a Jinja template over the columns."""
     where: dict[str, Condition] = Field(default_factory=dict)

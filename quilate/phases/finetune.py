@@ -29,8 +29,8 @@ from quilate.rng import Streams
 from quilate.tasks.classification import Task
 from quilate.tokenization.segments import answer_tokens, prompt_tokens, shorten
 
-# LoRA's best rate is about ten times full fine-tuning's and hardly depends on the rank (Schulman 2025, "LoRA Without
-# Regret").
+# LoRA's best rate is about ten times full fine-tuning's and hardly depends on the rank ("LoRA Without Regret",
+# Schulman 2025).
 DEFAULT_RATE = {"full": 3e-5, "lora": 3e-4}
 
 

@@ -38,8 +38,7 @@ class TextTraining(Config):
 
     corpora: dict[str, float] = Field(min_length=1)
     """Share of each corpus in the training tokens; the name `task` means the task's own training texts (TAPT). A
-    general
-    corpus beside a domain one is replay: it keeps the model from forgetting."""
+    general corpus beside a domain one is replay: it keeps the model from forgetting."""
     tokens: int = Field(default=1_000_000, ge=1)
     """Training tokens in all."""
     batch_tokens: int = Field(default=8192, ge=1)
