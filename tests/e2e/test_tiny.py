@@ -74,7 +74,7 @@ def test_what_training_cost_follows_from_what_was_trained(folder: Path, evidence
     trained = {p.parent.name.rsplit("-", 1)[0]: json.loads(p.read_text()) for p in stages.glob("*/manifest.json")}
     tokens = {name: manifest["cost"]["train_tokens"] for name, manifest in trained.items()}
     cost = {arm["name"]: arm["cost"] for arm in evidence["arms"]}
-    weights = AutoModelForCausalLM.from_pretrained(next(stages.glob("full-s0-*")) / "model").num_parameters()
+    weights = AutoModelForCausalLM.from_pretrained(next(stages.glob("full-s0-*/model"))).num_parameters()
     assert cost["full"]["trainable_parameters"] == weights
     assert 0 < cost["full-then-lora"]["trainable_parameters"] < weights
     assert cost["majority"]["train_tokens"] == 0
