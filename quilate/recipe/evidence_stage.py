@@ -269,4 +269,4 @@ def read_evidence(out: Path) -> dict[str, Any]:
     return evidence
 
 
-REPORT = StageKind("report", 1, ReportConfig, _run)
+REPORT = StageKind("report", 2, ReportConfig, _run)

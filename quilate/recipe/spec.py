@@ -28,7 +28,9 @@ class StageSpec:
         from ruamel.yaml import YAML
 
         text = io.StringIO()
-        YAML(typ="safe", pure=True).dump(asdict(self), text)
+        yaml: Any = YAML(typ="safe", pure=True)
+        yaml.sort_base_mapping_type_on_output = False  # the report's inputs come in the graph's order, sources first
+        yaml.dump(asdict(self), text)
         write_text(folder / "config.yaml", text.getvalue())
 
     @classmethod
