@@ -24,7 +24,7 @@ def shard_of(folder: Path, documents: list[str], vocabulary: int = 300) -> Shard
 def batches_of(shards: dict[str, Shard], weights: dict[str, float], **changes: int) -> TokenBatches:
     sizes = {"total_tokens": 4000, "batch_tokens": 400, "length": 20, "micro_batch_tokens": 200, "seed": 3} | changes
     return TokenBatches(
-        shards, weights, **sizes, make_example=lambda id, tokens, _: Example(id, tokens, np.ones(len(tokens), dtype=bool))
+        shards, weights, **sizes, make_example=lambda name, ids, _: Example(name, ids, np.ones(len(ids), dtype=bool))
     )
 
 
