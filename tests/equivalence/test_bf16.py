@@ -70,8 +70,9 @@ def test_smollm2_trained_in_bf16_follows_fp32_at_every_step(smollm2: Path) -> No
     """30 steps at 2e-5, a fine-tuning rate: the weights of both runs, evaluated in fp32, within 0.01 at every step.
 
     Open. Measured once on two cores, about 110 tokens a step: raw training losses differ by up to 0.0236, of which
-    0.0178 at the first step, before any update (the bf16 forward pass on few tokens); the weights evaluated in fp32, as here,
-    by up to 0.0114. Whether larger batches stay within 0.01 has not been measured: they take too long for a test.
+    0.0178 at the first step, before any update (the bf16 forward pass on few tokens); the weights evaluated in fp32,
+    as here, by up to 0.0114. Whether larger batches stay within 0.01 has not been measured: they take too long for a
+    test.
     """
     tokenizer = load_tokenizer(smollm2)
     texts = [f"{opening} {sentence}" for opening in OPENINGS for sentence in SENTENCES]
