@@ -158,7 +158,10 @@ class PromptScorer:
 
     def save(self, folder: Path) -> None:
         make_folder(folder)
-        write_json(folder / "scorer.json", self._saved)
+        # Beside the model it is saved with, the path is relative: a run directory may be moved as a whole.
+        near = self.model_path.is_relative_to(folder.parent)
+        path = Path("..") / self.model_path.relative_to(folder.parent) if near else self.model_path
+        write_json(folder / "scorer.json", self._saved | {"model": str(path)})
 
     @classmethod
     def load(cls, folder: Path, saved: dict[str, Any]) -> PromptScorer:
@@ -166,7 +169,8 @@ class PromptScorer:
             k: v for k, v in saved.items() if k not in ("kind", "model", "labels", "verbalizers", "demonstrations")
         }
         demonstrations = [(text, verbalizer) for text, verbalizer in saved["demonstrations"]]
-        return cls(Path(saved["model"]), saved["labels"], saved["verbalizers"], demonstrations=demonstrations, **fields)
+        model = folder / saved["model"]
+        return cls(model, saved["labels"], saved["verbalizers"], demonstrations=demonstrations, **fields)
 
 
 _LOADERS: dict[str, Callable[[Path, dict[str, Any]], Scorer]] = {

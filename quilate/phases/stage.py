@@ -75,8 +75,9 @@ class StageKind(Generic[ConfigType]):
 
 
 def write_model_note(folder: Path, model: Path, **facts: Any) -> None:
-    """Leave word of the model this stage made, for the stages after it."""
-    write_json(folder / "model.json", {"path": str(model)} | facts)
+    """Leave word of the model this stage made, for the stages after it; a run directory may be moved as a whole."""
+    path = model.relative_to(folder) if model.is_relative_to(folder) else model
+    write_json(folder / "model.json", {"path": str(path)} | facts)
 
 
 def model_of(folder: Path) -> Path:
@@ -89,4 +90,4 @@ def model_of(folder: Path) -> Path:
         raise DataError(
             f"the stage in {folder} makes no model", hint="name a base, pretrain, adapt or finetune stage here"
         )
-    return Path(read_json(folder / "model.json")["path"])
+    return folder / read_json(folder / "model.json")["path"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +143,13 @@ def test_tfidf_keeps_plain_arrays(tmp_path: Path) -> None:
     assert isinstance(scorer, TfidfScorer)
     scorer.save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["arrays.safetensors", "scorer.json"]
+
+
+def test_scorer_saved_beside_its_model_may_be_moved_with_it(llama_directory: Path, tmp_path: Path) -> None:
+    stage = tmp_path / "stage"
+    shutil.copytree(llama_directory, stage / "model")
+    scorer = PromptScorer(stage / "model", ["a", "b"], ["sí", "no"], template="{{ text }}:", precision="fp32")
+    scorer.save(stage / "scorer")
+    before = scorer.score(["¿Fiebre?"]).scores
+    stage.rename(tmp_path / "moved")
+    assert np.array_equal(load_scorer(tmp_path / "moved" / "scorer").score(["¿Fiebre?"]).scores, before)
