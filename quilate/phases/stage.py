@@ -90,4 +90,5 @@ def model_of(folder: Path) -> Path:
         raise DataError(
             f"the stage in {folder} makes no model", hint="name a base, pretrain, adapt or finetune stage here"
         )
-    return folder / read_json(folder / "model.json")["path"]
+    path: str = read_json(folder / "model.json")["path"]
+    return folder / path
