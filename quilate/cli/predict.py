@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def predict(
@@ -37,8 +41,6 @@ def predict(
     json
         Print the counts as JSON.
     """
-    import csv
-    import io
     import json as json_module
 
     from quilate.cli.arms import choose_arm, task_of
@@ -51,37 +53,18 @@ def predict(
 
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold {threshold}: a probability is between 0 and 1")
-    task = task_of(run)
     chosen = choose_arm(run, arm)
     target = out or data.with_name(f"{data.name.split('.')[0]}.labels.csv")
-    table = read_table(
-        SourceConfig(path=str(data.resolve())),
-        base=Path(),
-        strict=strict,
-        quarantine=target.with_suffix(".rejected.jsonl"),
-    )
-    texts = render_texts(task.config, table.rows)
+    rejected = target.with_suffix(".rejected.jsonl")
+    table = read_table(SourceConfig(path=str(data.resolve())), base=Path(), strict=strict, quarantine=rejected)
+    texts = render_texts(task_of(run).config, table.rows)
     answerable = [i for i, text in enumerate(texts) if text.strip()]
     scored = chosen.scorer.score([texts[i] for i in answerable])
-    rows = with_temperature(scored.scores, chosen.temperature)
-    labels = chosen.scorer.labels
-    extra = ["quilate_label", "quilate_probability", "quilate_abstained"]
-    extra += [f"p({label})" for label in labels] if probabilities else []
-    text_file = io.StringIO()
-    writer = csv.writer(text_file)
-    writer.writerow([*table.columns, *extra])
-    abstained = len(table.rows) - len(answerable)
-    answers = dict(zip(answerable, rows, strict=True))
-    for index, row in enumerate(table.rows):
-        cells: list[object] = ["", "", "yes"]
-        if index in answers:
-            best = int(answers[index].argmax())
-            unsure = bool(answers[index][best] < threshold)
-            abstained += unsure
-            cells = ["" if unsure else labels[best], f"{answers[index][best]:.4f}", "yes" if unsure else "no"]
-            cells += [f"{p:.4f}" for p in answers[index]] if probabilities else []
-        writer.writerow([*(row.get(column) for column in table.columns), *cells])
-    write_bytes(target, text_file.getvalue().encode("utf-8-sig"))  # the mark makes Excel read the accents right
+    answers = dict(zip(answerable, with_temperature(scored.scores, chosen.temperature), strict=True))
+    content, abstained = labelled_csv(
+        table.columns, table.rows, answers, chosen.scorer.labels, threshold=threshold, probabilities=probabilities
+    )
+    write_bytes(target, content)
     counts = {
         "arm": chosen.name,
         "seed": chosen.seed,
@@ -103,3 +86,37 @@ def predict(
         f"to fit the model, {counts['rejected_records']} broken records left out"
     )
     console.print(str(target))
+
+
+def labelled_csv(
+    columns: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    answers: Mapping[int, Sequence[float]],
+    labels: Sequence[str],
+    *,
+    threshold: float,
+    probabilities: bool,
+) -> tuple[bytes, int]:
+    """The rows with their answers as a CSV that Excel opens with its accents right (UTF-8 with a byte order mark).
+
+    Args:
+        answers: row index -> probability of each label; rows that are not in it could not be answered.
+
+    Returns:
+        The file's content, and how many rows abstained (unanswerable ones included).
+    """
+    text = io.StringIO()
+    writer = csv.writer(text)
+    every = [f"p({label})" for label in labels] if probabilities else []
+    writer.writerow([*columns, "quilate_label", "quilate_probability", "quilate_abstained", *every])
+    abstained = 0
+    for index, row in enumerate(rows):
+        p = answers.get(index)
+        best = None if p is None else max(range(len(labels)), key=p.__getitem__)
+        unsure = p is None or best is None or bool(p[best] < threshold)
+        abstained += unsure
+        cells = ["" if unsure or best is None else labels[best]]
+        cells += ["" if p is None or best is None else f"{p[best]:.4f}", "yes" if unsure else "no"]
+        cells += ["" if p is None else f"{p[i]:.4f}" for i in range(len(every))]
+        writer.writerow([*(row.get(column) for column in columns), *cells])
+    return text.getvalue().encode("utf-8-sig"), abstained

@@ -1,0 +1,121 @@
+"""The verbs as a stranger uses them, in order: init, run, status, report, predict, evaluate; and their refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quilate.cli.predict import labelled_csv
+
+WORDS = {"corazón": "arritmia y soplo", "piel": "eccema y prurito", "ojo": "visión borrosa"}
+
+
+def quilate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "quilate", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Notes as Spanish Excel saves them: semicolons, cp1252; run with the two arms that need no model."""
+    place = tmp_path_factory.mktemp("notas")
+    rows = [
+        f"{i};Año {1990 + i % 30}, paciente {i}: {text};{label};p{i % 60}"
+        for i in range(120)
+        for n, (label, text) in enumerate(WORDS.items())
+        if i % 3 == n
+    ]
+    (place / "notas.csv").write_bytes("\r\n".join(["n;texto;etiqueta;paciente", *rows]).encode("cp1252"))
+    done = quilate(place, "init", "notas.csv", "--text", "texto", "--label", "etiqueta", "--group", "paciente")
+    assert done.returncode == 0, done.stderr
+    assert "cp1252" in done.stdout
+    recipe = (place / "notas.yaml").read_text(encoding="utf-8")
+    kept = [line for line in recipe.splitlines() if "kind: icl" not in line and "kind: finetune" not in line]
+    (place / "notas.yaml").write_text("\n".join(kept), encoding="utf-8")
+    done = quilate(place, "run", "notas.yaml", "--lang", "es", "--with-text")
+    assert done.returncode == 0, done.stderr
+    assert "basta con tfidf" in done.stdout
+    return place
+
+
+@pytest.mark.slow
+def test_status_report_and_errors(folder: Path) -> None:
+    status = json.loads(quilate(folder, "status", "runs/notas", "--json").stdout)
+    assert {stage["state"] for stage in status["stages"]} == {"done"}
+    evidence = json.loads(quilate(folder, "report", "runs/notas", "--json").stdout)
+    assert evidence["recommendation"]["arm"] == "tfidf"
+    wrong = (folder / "runs/notas/errors/majority.csv").read_bytes().decode("utf-8-sig")
+    assert "Año" in wrong
+
+
+@pytest.mark.slow
+def test_predict_labels_new_rows_and_abstains(folder: Path) -> None:
+    (folder / "nuevas.csv").write_text("id,texto\n1,arritmia y soplo\n2,\n3,visión borrosa\n", encoding="utf-8")
+    done = quilate(folder, "predict", "runs/notas", "nuevas.csv", "--probabilities", "--json")
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert (counts["rows"], counts["abstained"], counts["without_text"]) == (3, 1, 1)
+    assert counts["arm"] == "tfidf" and counts["why"] == "recommended by the evidence"
+    with (folder / "nuevas.labels.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["quilate_label"] for row in rows] == ["corazón", "", "ojo"]
+    assert sum(float(rows[0][f"p({label})"]) for label in WORDS) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_evaluate_refuses_what_was_trained_on_and_scores_what_was_not(folder: Path) -> None:
+    refused = quilate(folder, "evaluate", "runs/notas", "notas.csv")
+    assert refused.returncode == 5
+    assert "items of notas.csv were in the training rows" in refused.stderr
+    fresh = [f"nueva {i}: {text},{label}" for i in range(8) for label, text in WORDS.items()]
+    (folder / "otras.csv").write_text("\n".join(["texto,etiqueta", *fresh]), encoding="utf-8")
+    done = quilate(folder, "evaluate", "runs/notas", "otras.csv", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["accuracy"], result["items"]) == (1.0, 24)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("run", "notas.yaml", "--set", "arms.tfidf.regularisation=1"), 2, "did you mean 'regularization'"),
+        (("run", "none.yaml"), 3, "none.yaml does not exist"),
+        (("frobnicate",), 2, "Unknown command"),
+        (("predict", "runs/notas", "notas.csv", "--arm", "tfdif"), 2, "has no arm 'tfdif'"),
+        (("predict", "runs/notas", "notas.csv", "--threshold", "2"), 2, "between 0 and 1"),
+        (("status", "."), 3, "is not a run directory"),
+        (("init", "notas.csv", "--text", "testo", "--label", "etiqueta", "--out", "x.yaml"), 3, "did you mean 'texto'"),
+        (("init", "notas.csv", "--text", "texto", "--label", "etiqueta"), 2, "exists already"),
+    ],
+)
+def test_refusals_say_what_to_do_without_a_traceback(
+    folder: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    done = quilate(folder, *arguments)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_labelled_rows_have_one_width_and_say_who_abstains() -> None:
+    content, abstained = labelled_csv(
+        ["a"], [{"a": "uno"}, {"a": "dos"}, {"a": None}], {0: [0.2, 0.8], 1: [0.5, 0.5]}, ["no", "sí"],
+        threshold=0.6, probabilities=True,
+    )  # fmt: skip
+    rows = list(csv.reader(content.decode("utf-8-sig").splitlines()))
+    assert {len(row) for row in rows} == {6}
+    assert [row[1:4] for row in rows[1:]] == [["sí", "0.8000", "no"], ["", "0.5000", "yes"], ["", "", "yes"]]
+    assert abstained == 2
