@@ -38,24 +38,15 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def is_masked_directory(directory: Path) -> bool:
-    """Whether a model directory holds a masked language model rather than a causal one."""
+    """Whether a model directory (or an adapter's base) holds a masked language model rather than a causal one."""
+    if (directory / "adapter_config.json").exists():
+        directory = _base_of(directory)
     return any("MaskedLM" in name for name in read_json(directory / "config.json").get("architectures") or [])
 
 
-def load_language_model(directory: Path, *, dtype: torch.dtype) -> PreTrainedModel:
-    """A causal or masked language model, as the directory says, in evaluation mode.
-
-    Raises:
-        ModelError: as `load_causal`.
-    """
-    if (directory / "adapter_config.json").exists() or not is_masked_directory(directory):
-        return load_causal(directory, dtype=dtype)
-    check_model_directory(directory)
-    return _load(AutoModelForMaskedLM, directory, dtype=dtype, attention="sdpa")
-
-
-def load_causal(directory: Path, *, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
-    """A causal language model in evaluation mode, with its adapter applied when `directory` is a PEFT directory.
+def load_language_model(directory: Path, *, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+    """A causal or masked language model, as the directory says, in evaluation mode, with its adapter applied when
+    `directory` is a PEFT directory.
 
     Raises:
         ModelError: see `check_model_directory`; or transformers cannot load it; or an adapter's base is missing.
@@ -63,12 +54,23 @@ def load_causal(directory: Path, *, dtype: torch.dtype, attention: str = "sdpa")
     check_model_directory(directory)
     if (directory / "adapter_config.json").exists():
         return _load_adapter(directory, dtype=dtype, attention=attention)
+    factory = AutoModelForMaskedLM if is_masked_directory(directory) else AutoModelForCausalLM
+    return _load(factory, directory, dtype=dtype, attention=attention)
+
+
+def load_causal(directory: Path, *, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+    """As `load_language_model`, for a use that only a causal model has.
+
+    Raises:
+        ModelError: as there; or it is a masked model.
+    """
+    check_model_directory(directory)
     if is_masked_directory(directory):
         raise ModelError(
             f"{directory} is a masked language model: it fills gaps and cannot write an answer after a prompt",
-            hint="use a causal model here; a masked one can be adapted",
+            hint="use a causal model here; a masked one can be adapted, and fine-tuned with `method: head`",
         )
-    return _load(AutoModelForCausalLM, directory, dtype=dtype, attention=attention)
+    return load_language_model(directory, dtype=dtype, attention=attention)
 
 
 # What transformers and peft were seen to raise for files that are broken or name things they do not know.
@@ -104,14 +106,9 @@ def _load(factory: Any, directory: Path, *, dtype: torch.dtype, attention: str) 
 def _load_adapter(directory: Path, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     from peft import PeftModel
 
-    named = read_json(directory / "adapter_config.json").get("base_model_name_or_path")
-    base = Path(str(named))
-    if not base.is_dir() or (base / "adapter_config.json").exists():
-        raise ModelError(
-            f"{directory} is an adapter for {named}, which is {'itself an adapter' if base.is_dir() else 'not there'}",
-            hint="put the base model back, or edit base_model_name_or_path in adapter_config.json",
-        )
-    model = load_causal(base, dtype=dtype, attention=attention)
+    import quilate.models.tuning.bottleneck_peft  # noqa: F401 (its adapters are then among those that peft knows)
+
+    model = load_language_model(_base_of(directory), dtype=dtype, attention=attention)
     try:
         # autocast_adapter_dtype would make the adapter fp32 and every layer convert back and forth.
         return PeftModel.from_pretrained(model, directory, autocast_adapter_dtype=False).eval()
@@ -121,6 +118,18 @@ def _load_adapter(directory: Path, *, dtype: torch.dtype, attention: str) -> Pre
             f"{directory}: the adapter cannot be loaded: {reason}",
             hint="is it whole and made for this base?",
         ) from error
+
+
+def _base_of(directory: Path) -> Path:
+    """The base of an adapter directory."""
+    named = read_json(directory / "adapter_config.json").get("base_model_name_or_path")
+    base = Path(str(named))
+    if not base.is_dir() or (base / "adapter_config.json").exists():
+        raise ModelError(
+            f"{directory} is an adapter for {named}, which is {'itself an adapter' if base.is_dir() else 'not there'}",
+            hint="put the base model back, or edit base_model_name_or_path in adapter_config.json",
+        )
+    return base
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -35,7 +35,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: Path) -> PreTr
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules="all-linear",
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if model.can_generate() else None,
     )
     model.config._name_or_path = str(base)
     adapted = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)

@@ -1,0 +1,63 @@
+"""Hidden states of documents that stand side by side in one row, none of them seeing another, for any architecture.
+
+Shapes: T tokens in the row, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from quilate.models.attention import DocumentLayout, use_packed_attention
+from quilate.models.heads import divide
+
+
+class DocumentEncoder:
+    """Callable `(input_ids [1, T], position_ids [1, T], lengths) -> hidden states [T, D]`.
+
+    Args:
+        model: a causal or masked model, adapted or not. Its attention is switched to the packed one where its
+            architecture allows it; where it does not (Falcon), each document becomes a row of its own, padded among
+            similar lengths.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.divided = divide(model)
+        inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        self.packed = use_packed_attention(inner)
+
+    @property
+    def device(self) -> torch.device:
+        return self.divided.head.weight.device
+
+    def __call__(self, input_ids: Tensor, position_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        layout = DocumentLayout.of(lengths, self.device)
+        if self.packed:
+            return self._packed_hidden(input_ids, position_ids, layout)
+        return self._padded_hidden(input_ids, layout)
+
+    def _packed_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: DocumentLayout) -> Tensor:
+        output = self.divided.body(
+            input_ids=input_ids,
+            position_ids=position_ids + self.divided.first_position,
+            use_cache=False,
+            document_layout=layout,
+        )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _padded_hidden(self, input_ids: Tensor, layout: DocumentLayout) -> Tensor:
+        """Padding stands at the right and is masked, for masked models look there too."""
+        parts = []
+        for group in layout.groups:
+            shape = group.documents, group.longest
+            tokens = input_ids[0, group.start : group.stop]
+            rows = (tokens if group.slots is None else tokens[group.slots]).view(shape)
+            mask = None if group.padding is None else (~group.padding).long().view(shape)
+            output = self.divided.body(input_ids=rows, attention_mask=mask, use_cache=False)
+            hidden = output.last_hidden_state.flatten(0, 1)
+            parts.append(hidden if group.cells is None else hidden[group.cells])
+        return torch.cat(parts)
