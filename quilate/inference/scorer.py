@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from safetensors import SafetensorError
@@ -18,6 +18,9 @@ from quilate.files import make_folder, read_json, write_json
 from quilate.inference.scores import LabelScores, Normalization
 from quilate.models.precision import Precision, compute_dtype
 from quilate.tasks.templates import PromptTemplate
+
+if TYPE_CHECKING:
+    from quilate.inference.features import Features, Pooling
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -158,10 +161,7 @@ class PromptScorer:
 
     def save(self, folder: Path) -> None:
         make_folder(folder)
-        # Beside the model it is saved with, the path is relative: a run directory may be moved as a whole.
-        near = self.model_path.is_relative_to(folder.parent)
-        path = Path("..") / self.model_path.relative_to(folder.parent) if near else self.model_path
-        write_json(folder / "scorer.json", self._saved | {"model": str(path)})
+        write_json(folder / "scorer.json", self._saved | {"model": _movable(self.model_path, folder)})
 
     @classmethod
     def load(cls, folder: Path, saved: dict[str, Any]) -> PromptScorer:
@@ -173,10 +173,79 @@ class PromptScorer:
         return cls(model, saved["labels"], saved["verbalizers"], demonstrations=demonstrations, **fields)
 
 
+class HeadScorer:
+    """A linear head on the pooled hidden states of a frozen model; the head alone is saved, the model is named.
+
+    Args:
+        model: a model or adapter directory, causal or masked.
+        template: Jinja text of one item, as the model reads it.
+        weights: [labels, D]; bias: [labels].
+        pooling, max_item_tokens: see `encode`.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        labels: list[str],
+        weights: np.ndarray,
+        bias: np.ndarray,
+        *,
+        template: str,
+        pooling: Pooling,
+        max_item_tokens: int,
+        precision: Precision = "auto",
+    ) -> None:
+        self.model_path, self.labels, self.weights, self.bias = model, labels, weights, bias
+        self.template = PromptTemplate(template, instruction="", verbalizers=labels)
+        self._saved = {
+            "kind": "head",
+            "model": str(model),
+            "labels": labels,
+            "template": template,
+            "pooling": pooling,
+            "max_item_tokens": max_item_tokens,
+            "precision": precision,
+        }
+        self._pooling, self._max_item_tokens, self._precision = pooling, max_item_tokens, precision
+        self._loaded: tuple[Any, Any] | None = None
+
+    def features(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> Features:
+        """The vectors [texts, D] that the head multiplies."""
+        # Here, not above: transformers takes seconds to import, and the other scorers do without it.
+        from quilate.inference.features import encode
+        from quilate.models.load import load_language_model, load_tokenizer
+
+        if self._loaded is None:
+            model = load_language_model(self.model_path, dtype=compute_dtype(self._precision))
+            self._loaded = model, load_tokenizer(self.model_path)
+        prompts = [self.template.prompt(text) for text in texts]
+        model, tokenizer = self._loaded
+        return encode(
+            model, tokenizer, prompts, pooling=self._pooling, max_tokens=self._max_item_tokens, on_progress=on_progress
+        )
+
+    def score(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> LabelScores:
+        features = self.features(texts, on_progress)
+        logits = features.vectors.astype(np.float64) @ self.weights.T + self.bias
+        return LabelScores(logits - _log_sum_exp(logits), features.truncated, features.tokens)
+
+    def save(self, folder: Path) -> None:
+        make_folder(folder)
+        save_file({"weights": self.weights, "bias": self.bias}, folder / "head.safetensors")
+        write_json(folder / "scorer.json", self._saved | {"model": _movable(self.model_path, folder)})
+
+    @classmethod
+    def load(cls, folder: Path, saved: dict[str, Any]) -> HeadScorer:
+        fields = {k: v for k, v in saved.items() if k not in ("kind", "model", "labels")}
+        arrays = load_file(folder / "head.safetensors")
+        return cls(folder / saved["model"], saved["labels"], arrays["weights"], arrays["bias"], **fields)
+
+
 _LOADERS: dict[str, Callable[[Path, dict[str, Any]], Scorer]] = {
     "majority": MajorityScorer.load,
     "tfidf": TfidfScorer.load,
     "prompt": PromptScorer.load,
+    "head": HeadScorer.load,
 }
 
 
@@ -192,6 +261,12 @@ def load_scorer(folder: Path) -> Scorer:
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         problem = f"{folder / 'scorer.json'} is not a scorer quilate wrote: {error}"
         raise DataError(problem, hint="run the recipe again") from error
+
+
+def _movable(model: Path, folder: Path) -> str:
+    """A model beside the scorer is named relative to it: a run directory may be moved as a whole."""
+    near = model.is_relative_to(folder.parent)
+    return str(Path("..") / model.relative_to(folder.parent) if near else model)
 
 
 def _log_sum_exp(logits: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Literal
 from quilate.config import Config
 from quilate.errors import DataError
 from quilate.inference.scorer import MajorityScorer, Scorer, TfidfScorer
+from quilate.phases.logistic import fit_logistic
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.tasks.classification import Task
 
@@ -35,34 +36,22 @@ def train_tfidf(task: Task, regularization: float) -> tuple[TfidfScorer, dict[st
     Raises:
         DataError: fewer than two labels in the training rows, or no word in them.
     """
-    import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
 
-    seen = sorted({item.label for item in task.train}, key=task.labels.index)
-    if len(seen) < 2:
-        raise DataError(f"the training rows have one label only: {seen}", hint="a classifier needs at least two")
     vectorizer = TfidfVectorizer(**TfidfScorer.VECTORIZER)
     try:
         features = vectorizer.fit_transform([item.text for item in task.train])
     except ValueError as error:
         raise DataError(f"the training texts have no words: {error}", hint="check the text column") from error
-    model = LogisticRegression(C=regularization, max_iter=1000)
-    model.fit(features, [seen.index(item.label) for item in task.train])
-    weights = np.vstack([-model.coef_, model.coef_]) / 2 if len(seen) == 2 else model.coef_
-    bias = np.hstack([-model.intercept_, model.intercept_]) / 2 if len(seen) == 2 else model.intercept_
-    if len(seen) < len(task.labels):  # a label that only dev or test has gets the lowest score, not a crash
-        rows = [seen.index(label) if label in seen else None for label in task.labels]
-        weights = np.stack([np.zeros(weights.shape[1]) if r is None else weights[r] for r in rows])
-        bias = np.array([-1e9 if r is None else bias[r] for r in rows])
+    fitted = fit_logistic(features, [item.label for item in task.train], task.labels, regularization=regularization)
     scorer = TfidfScorer(
         list(task.labels),
         list(vectorizer.get_feature_names_out()),
         vectorizer.idf_,
-        np.ascontiguousarray(weights),
-        bias,
+        fitted.weights,
+        fitted.bias,
     )
-    return scorer, {"solver_iterations": int(max(model.n_iter_)), "features": len(scorer.terms)}
+    return scorer, {"solver_iterations": fitted.iterations, "features": len(scorer.terms)}
 
 
 def _run(context: StageContext[BaselineConfig]) -> StageReport:

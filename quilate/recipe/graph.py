@@ -107,7 +107,13 @@ def phase_and_method(recipe: Recipe, arm: ArmConfig) -> tuple[str, str]:
 
 def seeds_of(recipe: Recipe, arm: ArmConfig) -> list[int]:
     """The seeds an arm is run with: one if nothing in it is random."""
-    random = isinstance(arm, FinetuneConfig) or (isinstance(arm, IclConfig) and (arm.shots > 0 or arm.on != BASE))
+    match arm:
+        case BaselineConfig():
+            random = False
+        case FinetuneConfig():  # a head has one solution
+            random = arm.method != "head" or arm.on != BASE
+        case IclConfig():
+            random = arm.shots > 0 or arm.on != BASE
     return recipe.seeds if random else recipe.seeds[:1]
 
 

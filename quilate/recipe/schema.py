@@ -90,7 +90,8 @@ class Recipe(Config):
         twice = sorted(set(self.arms) & set(self.stages))
         if twice:
             raise ValueError(f"'{twice[0]}' names both a stage and an arm")
-        models = [BASE, *self.stages, *(n for n, arm in self.arms.items() if isinstance(arm, FinetuneConfig))]
+        tuned = {name: arm for name, arm in self.arms.items() if isinstance(arm, FinetuneConfig)}
+        models = [BASE, *self.stages, *(name for name, arm in tuned.items() if arm.method != "head")]
         for name, node in (self.stages | self.arms).items():
             on = stands_on(node)
             if on == BASE and self.base is None:
@@ -99,6 +100,8 @@ class Recipe(Config):
                 raise ValueError(f"'{name}' stands on '{on}', which makes no model; known: {', '.join(models)}")
             if name in self.stages and on in self.arms:
                 raise ValueError(f"stage '{name}' stands on arm '{on}': stages come before arms")
+            if on in tuned and tuned[on].method == "adapter" and name in tuned and tuned[name].method != "head":
+                raise ValueError(f"'{name}' trains on top of '{on}', whose bottleneck adapters cannot be merged")
             self._refuse_cycle(name)
         self._refuse_unknown_corpora()
         return self

@@ -93,9 +93,9 @@ def test_long_prompts_are_cut_counted_and_still_fit_the_context() -> None:
         build_examples(task, tokenizer, max_item_tokens=512, context=5)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_stage_learns_saves_and_can_be_asked(folder: Folder, method: str) -> None:
-    report = folder.run("arm", method=method, epochs=20)
+@pytest.mark.parametrize(("method", "lr"), [("full", 1e-2), ("lora", 1e-2), ("adapter", 3e-2), ("last_layers", 1e-2)])
+def test_a_stage_learns_saves_and_can_be_asked(folder: Folder, method: str, lr: float) -> None:
+    report = folder.run("arm", method=method, epochs=20, lr=lr)
     task = Task.load(folder.root / "task" / "task")
     scores = load_scorer(folder.root / "arm" / "scorer").score([item.text for item in task.train]).scores
     predicted = [task.labels[i] for i in scores.argmax(axis=1)]

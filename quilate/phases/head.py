@@ -1,0 +1,106 @@
+"""Frozen base and trained head: every training text is encoded once, and a linear classifier learns from the vectors.
+
+The cheapest way to use a model's knowledge (feature extraction; "linear probe"): one forward pass over the data, no
+backward pass, and a few kilobytes to keep for each task.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from safetensors.numpy import load_file, save
+
+from quilate.config import Config
+from quilate.engine.runlog import Progress
+from quilate.files import read_json, write_bytes, write_json
+from quilate.inference.features import Features, Pooling
+from quilate.inference.scorer import HeadScorer
+from quilate.models.load import is_masked_directory, load_tokenizer
+from quilate.models.precision import Precision
+from quilate.phases.logistic import fit_logistic, labels_present
+from quilate.phases.stage import StageContext
+from quilate.tasks.classification import Task
+from quilate.tokenization.segments import prompt_tokens
+
+
+class HeadConfig(Config):
+    pooling: Pooling | None = None
+    """Which hidden states stand for a text: the `last` token's, or the `mean` of all; by default `last` for a causal
+    model and `mean` for a masked one."""
+    regularization: float = Field(default=0.01, gt=0)
+    """Inverse strength C of the logistic regression's L2 penalty, on standardized features. Chosen on the development
+    items of the ICD-10 demo."""
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """The scorer, what it learned from, and how: `left_out` training items did not fit the token budget."""
+
+    scorer: HeadScorer
+    features: Features
+    left_out: int
+    iterations: int
+
+
+def train_head(
+    context: StageContext[Any],
+    task: Task,
+    model: Path,
+    config: HeadConfig,
+    *,
+    max_item_tokens: int,
+    max_train_tokens: int | None,
+    precision: Precision,
+) -> TrainedHead:
+    """Encode the training items (once: a resumed run finds the vectors in its folder) and fit the head.
+
+    Standardization, which the penalty needs, is folded into the head's weights: the scorer sees plain vectors.
+
+    Raises:
+        DataError: the training rows have fewer than two labels.
+        ModelError: the model cannot be loaded or divided.
+    """
+    pooling = config.pooling or ("mean" if is_masked_directory(model) else "last")
+    template, labels = task.prompt_template(), list(task.labels)
+
+    def scorer(weights: np.ndarray, bias: np.ndarray) -> HeadScorer:
+        return HeadScorer(
+            model, labels, weights, bias, template=template.source, pooling=pooling,
+            max_item_tokens=max_item_tokens, precision=precision,
+        )  # fmt: skip
+
+    items = task.train
+    if max_train_tokens is not None:
+        prompts = [template.prompt(item.text) for item in items]
+        lengths = [min(len(t), max_item_tokens) for t in prompt_tokens(load_tokenizer(model), prompts)]
+        items = items[: int(np.searchsorted(np.cumsum(lengths), max_train_tokens, side="right"))]
+    targets = [item.label for item in items]
+    labels_present(targets, labels)  # before the minutes that encoding takes
+    features = _features(context, scorer(np.empty(0), np.empty(0)), [item.text for item in items])
+    mean, deviation = features.vectors.mean(axis=0), features.vectors.std(axis=0)
+    deviation[deviation == 0] = 1.0
+    standardized = (features.vectors - mean) / deviation
+    fitted = fit_logistic(standardized, targets, labels, regularization=config.regularization)
+    weights = fitted.weights / deviation
+    trained = scorer(weights, fitted.bias - weights @ mean)
+    return TrainedHead(trained, features, len(task.train) - len(items), fitted.iterations)
+
+
+def _features(context: StageContext[Any], encoder: HeadScorer, texts: list[str]) -> Features:
+    path, facts_path = context.folder / "features.safetensors", context.folder / "features.json"
+    if facts_path.exists():  # written last
+        return Features(load_file(path)["vectors"], **read_json(facts_path))
+
+    def listen(done: int, total: int) -> None:
+        context.stop.raise_if_set()
+        context.listener(Progress(done, total, "items"))
+
+    features = encoder.features(texts, listen)
+    write_bytes(path, save({"vectors": features.vectors}))
+    facts = {"truncated": features.truncated, "tokens": features.tokens, "flops": features.flops}
+    write_json(facts_path, facts)
+    return features
