@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 from pathlib import Path
+from typing import Any
 
 from quilate.cli.run import Language
 
 
-def report(run: Path, *, lang: Language | None = None, with_text: bool = False, json: bool = False) -> None:
+def report(
+    run: Path,
+    *,
+    lang: Language | None = None,
+    with_text: bool = False,
+    markdown: Path | None = None,
+    json: bool = False,
+) -> None:
     """Show a finished run's evidence and write its report again.
 
     Parameters
@@ -19,6 +28,8 @@ def report(run: Path, *, lang: Language | None = None, with_text: bool = False, 
         Language of the table and the report; the task's by default.
     with_text
         Write the wrongly answered test items, with their texts, to errors/ARM.csv.
+    markdown
+        Write the evidence also as this Markdown page, with its figure beside it.
     json
         Print evidence.json and write nothing.
     """
@@ -34,6 +45,12 @@ def report(run: Path, *, lang: Language | None = None, with_text: bool = False, 
         print(json_module.dumps(read_evidence(run), ensure_ascii=False, indent=2))
     else:
         show(run, lang=lang, with_text=with_text)
+    if markdown is not None:
+        from quilate.report.markdown import write_markdown
+
+        evidence = read_evidence(run)
+        for path in write_markdown(evidence, markdown, lang or _language_of(evidence)):
+            print(path, file=sys.stderr if json else sys.stdout)
 
 
 def show(run: Path, *, lang: Language | None, with_text: bool) -> None:
@@ -45,14 +62,17 @@ def show(run: Path, *, lang: Language | None, with_text: bool) -> None:
     from quilate.report.table import print_table
 
     evidence = read_evidence(run)
-    task_language: Language = "es" if evidence["task"]["language"] == "es" else "en"
     console = result_console()
-    print_table(evidence, console, lang or task_language)
+    print_table(evidence, console, lang or _language_of(evidence))
     if lang is not None:
         write_text(run / "evidence.html", render_html(evidence, lang))
     console.print(f"\n{run / 'evidence.html'}\n{run / 'evidence.json'}")
     if with_text:
         console.print("\n".join(str(path) for path in _write_errors(run)))
+
+
+def _language_of(evidence: dict[str, Any]) -> Language:
+    return "es" if evidence["task"]["language"] == "es" else "en"
 
 
 def _write_errors(run: Path) -> list[Path]:

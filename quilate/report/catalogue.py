@@ -122,8 +122,6 @@ _BOTH: dict[str, tuple[str, str]] = {
         "Bits necesarios por byte de texto reservado; menos es mejor.",
     ),
     "model": ("Model", "Modelo"),
-    "corpus": ("Corpus", "Corpus"),
-    "bits": ("Bits per byte", "Bits por byte"),
     # lineage
     "lineage": ("Where it comes from", "De dónde procede"),
     "lineage.note": (

@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import itertools
 import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -18,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from quilate.evaluation.schema import ArmEvidence
+from quilate.evaluation.schema import ArmEvidence, LanguageModelling
 from quilate.report.language import Language
 
 Width = Literal["wide", "narrow"]
@@ -67,6 +69,32 @@ def _svg(figure: Figure, name: str, description: str) -> str:
         text = text.replace(marker, f"var({variable})")
     label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def standalone(svg: str) -> str:
+    """A figure as a file of its own: with the page's light colours, on white."""
+    sheet = Path(__file__).with_name("templates").joinpath("style.css").read_text(encoding="utf-8")
+    light = sheet[: sheet.index("@media")]
+    colours = dict(re.findall(r"(--[\w-]+):\s*(#\w+)", light))
+    svg = re.sub(r"var\((--[\w-]+)\)", lambda found: colours[found[1]], svg)
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return svg.replace("<svg", f'<svg {names} style="background: {colours["--card"]}; font-family: sans-serif"', 1)
+
+
+@dataclass(frozen=True)
+class BitsTable:
+    """Bits per byte, `rows[model][corpus]`; `corpora` in the order in which they first occur."""
+
+    corpora: list[str]
+    rows: dict[str, dict[str, float]]
+
+
+def by_model_and_corpus(measured: list[LanguageModelling]) -> BitsTable:
+    """The measurements as a table: a row a model, a column a corpus."""
+    rows: dict[str, dict[str, float]] = {}
+    for row in measured:
+        rows.setdefault(row.model, {})[row.corpus] = row.bits_per_byte
+    return BitsTable(list(dict.fromkeys(row.corpus for row in measured)), rows)
 
 
 def _axes(width: Width, wide: tuple[float, float], narrow: tuple[float, float]) -> tuple[Figure, Axes]:

@@ -44,6 +44,7 @@ def render_html(evidence: dict[str, Any], lang: str = "en") -> str:
         badges={arm.name: badge_of(arm, found) for arm in found.arms},
         figure=_figures(found, shown, t),
         confidence=f"{100 * found.rules.confidence:g}",
+        bits=figures.by_model_and_corpus(found.language_modelling),
         budget=_budget(found, t),
         sources={link.id: link.stage for link in found.lineage},
     )

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from quilate.evaluation.outcomes import ArmOutcome, Cost
+from quilate.report.markdown import cell, write_markdown
 from quilate.report.mistakes import errors_csv
 from quilate.report.table import print_table
 
@@ -42,3 +46,24 @@ def test_mistakes_hold_every_wrong_answer_and_only_those() -> None:
     assert rows[1]["text"] == texts[1]
     assert rows[0]["text"] == "'=HYPERLINK(1)"  # a spreadsheet shows it and does not run it
     assert (rows[1]["probability_of_predicted"], rows[1]["probability_of_gold"]) == ("0.6000", "0.3000")
+
+
+@pytest.mark.parametrize(("lang", "word"), [("en", "ruled out"), ("es", "descartado")])
+def test_the_markdown_page_says_what_the_table_says(
+    evidence: dict[str, Any], tmp_path: Path, lang: str, word: str
+) -> None:
+    page, figure = write_markdown(evidence, tmp_path / "estudio.md", lang)
+    text = page.read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    for arm in evidence["arms"]:
+        assert any(row.startswith(f"| {cell(arm['name'])} |") for row in rows)
+    widths = [row.replace("\\|", "").count("|") for row in text.split("\n\n")[4].splitlines()]
+    assert len(set(widths)) == 1, "every row of a table has its columns"
+    assert word in text
+    assert f"({figure.name})" in text
+    assert "var(--" not in figure.read_text(encoding="utf-8")
+    ElementTree.parse(figure)  # well-formed by itself
+
+
+def test_a_users_words_do_not_become_markup() -> None:
+    assert cell("a|b\n*c* <img> [x](y)") == r"a\|b \*c\* \<img\> \[x\](y)"

@@ -1,0 +1,55 @@
+"""The evidence as a Markdown page with a figure beside it, for a repository or a wiki."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from quilate.evaluation.evidence import parse
+from quilate.files import write_text
+from quilate.report import figures
+from quilate.report.language import Language
+from quilate.report.table import badge_of
+
+
+def write_markdown(evidence: dict[str, Any], page: Path, lang: str = "en") -> list[Path]:
+    """Write `page` and, beside it, its figure as `STEM-cost.svg`.
+
+    Args:
+        evidence: the content of `evidence.json`.
+        page: where to; its folder must exist.
+        lang: "en" or "es".
+
+    Returns:
+        The files written.
+
+    Raises:
+        DataError: `evidence` is not evidence of this version.
+        UsageError: there is no such language.
+    """
+    found, t = parse(evidence), Language(lang)
+    environment = Environment(  # noqa: S701 - Markdown, not HTML; cells are escaped by `cell`
+        loader=PackageLoader("quilate.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["cell"] = cell
+    drawn = figures.cost_and_score(found.arms, found.recommendation.arm, t, found.metric, "wide")
+    figure = page.with_name(f"{page.stem}-cost.svg")
+    write_text(figure, figures.standalone(drawn))
+    text = environment.get_template("evidence.md.jinja").render(
+        e=found,
+        t=t,
+        figure=figure.name,
+        badges={arm.name: badge_of(arm, found) for arm in found.arms},
+        confidence=f"{100 * found.rules.confidence:g}",
+        bits=figures.by_model_and_corpus(found.language_modelling),
+    )
+    write_text(page, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
+    return [page, figure]
+
+
+def cell(text: str) -> str:
+    """Text for a table's cell: a user's own words stay words."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
