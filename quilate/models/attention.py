@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from quilate.errors import ModelError
+
 PACKED_ATTENTION = "quilate_packed"
 
 # Documents share a group while the shortest has at least this share of the longest's tokens: the padding that a group
@@ -122,12 +124,17 @@ def packed_attention(
     """The attention function given to `transformers`: query [1, H, T, E], key and value [1, K, T, E] -> [1, T, H, E].
 
     Raises:
-        ValueError: no layout was passed, a mask was, or the model's sliding window is shorter than a document.
+        ValueError: no layout was passed, or a mask was.
+        ModelError: the model's sliding window is shorter than a document.
     """
     if document_layout is None or attention_mask is not None or query.shape[0] != 1:
         raise ValueError("packed attention needs one packed row, its document_layout, and no attention mask")
     if sliding_window is not None and sliding_window < document_layout.longest:
-        raise ValueError(f"documents of {document_layout.longest} tokens exceed the model's window of {sliding_window}")
+        raise ModelError(
+            f"a document of {document_layout.longest} tokens is longer than the model's sliding window of "
+            f"{sliding_window}",
+            hint="cut documents to the window: `max_item_tokens` in fine-tuning, `length` in training on text",
+        )
     causal = bool(getattr(module, "is_causal", True))
     packed = [t[0].transpose(0, 1) for t in (query, key, value)]  # [T, heads, E]
     outputs = [_group_attention(group, packed, causal, scaling, dropout) for group in document_layout.groups]
