@@ -132,7 +132,8 @@ def _outcome(arm: JudgedArm, folders: dict[str, Path], manifests: dict[str, Mani
 
 
 def _is_deterministic(arm: JudgedArm) -> bool:
-    return arm.phase == "baseline" or arm.method == "zero-shot"
+    """What `seeds_of` runs once only: nothing in it is random."""
+    return arm.phase == "baseline" or arm.method in ("zero-shot", "head")
 
 
 def _stages_behind(name: str, manifests: dict[str, Manifest]) -> list[Manifest]:

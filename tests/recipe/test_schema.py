@@ -1,0 +1,65 @@
+"""What a recipe may say about what stands on what, and how often an arm is run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from quilate.config import validate
+from quilate.errors import ConfigError
+from quilate.recipe.graph import phase_and_method, seeds_of
+from quilate.recipe.schema import Recipe
+
+
+def recipe(**arms: Any) -> Recipe:
+    value = {
+        "recipe": "r",
+        "base": "here",
+        "data": {"all": {"path": "a.csv"}},
+        "task": {"name": "t", "text": "texto", "label": "etiqueta"},
+        "corpora": {"c": {"path": "c.txt"}},
+        "stages": {"tapt": {"kind": "adapt", "corpora": {"task": 1.0}}},
+        "arms": arms,
+        "seeds": [0, 1],
+    }
+    return validate(Recipe, value, source="t")
+
+
+def tuned(method: str, **keys: Any) -> dict[str, Any]:
+    return {"kind": "finetune", "method": method} | keys
+
+
+def test_a_head_is_run_once_unless_what_it_stands_on_is_random() -> None:
+    one = recipe(plain=tuned("head"), adapted=tuned("head", on="tapt"), lora=tuned("lora"))
+    assert [len(seeds_of(one, one.arms[name])) for name in ("plain", "adapted", "lora")] == [1, 2, 2]
+    assert phase_and_method(one, one.arms["plain"]) == ("fine-tuning", "head")
+    assert phase_and_method(one, one.arms["adapted"]) == ("fine-tuning", "tapt then head")
+
+
+def test_nothing_stands_on_a_head() -> None:
+    with pytest.raises(ConfigError, match="makes no model"):
+        recipe(first=tuned("head"), second=tuned("lora", on="first"))
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "adapter", "last_layers"])
+def test_no_weights_train_on_top_of_a_bottleneck(method: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be merged"):
+        recipe(first=tuned("adapter"), second=tuned(method, on="first"))
+
+
+def test_a_head_and_a_prompt_may_stand_on_a_bottleneck() -> None:
+    recipe(first=tuned("adapter"), second=tuned("head", on="first"), third={"kind": "icl", "on": "first"})
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"method": "full", "adapter": {"size": 8}}, "`adapter` settings"),
+        ({"method": "head", "last_layers": 1}, "`last_layers` settings"),
+        ({"method": "head", "lr": 1e-3}, "`lr`"),
+    ],
+)
+def test_settings_go_with_their_method(keys: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        recipe(arm={"kind": "finetune"} | keys)
