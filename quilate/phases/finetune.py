@@ -84,7 +84,7 @@ class FinetuneConfig(Config):
     """Most tokens in memory at once; a step is divided as needed, with the same result."""
     precision: Precision = "auto"
     """`bf16` computes in bf16 over fp32 master weights, stochastically rounded; `fp32` is exact and slower."""
-    checkpoint_seconds: float = Field(default=120.0, gt=0)
+    checkpoint_seconds: float = Field(default=300.0, gt=0)
     """Save at least this often."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """Save also every so many steps."""
