@@ -14,11 +14,13 @@ Unit = Literal["file", "paragraph", "line"]
 
 @dataclass(frozen=True)
 class TextFile:
-    """`undecodable` lines were left out: they hold bytes that are not text in `encoding`, or are too long."""
+    """`undecodable` lines were left out: they hold bytes that are not text in `encoding`, or are too long. So were
+    `blank` lines, where a line is a document."""
 
     documents: list[str]
     encoding: str
     undecodable: int
+    blank: int
 
 
 def read_text(path: Path, unit: Unit, encoding: str = "auto") -> TextFile:
@@ -45,10 +47,10 @@ def read_text(path: Path, unit: Unit, encoding: str = "auto") -> TextFile:
             documents = ["\n".join(lines)]
         case "paragraph":
             documents = _paragraphs(lines)
-    documents = [document.strip() for document in documents if document.strip()]
-    if not documents:
+    kept = [document.strip() for document in documents if document.strip()]
+    if not kept:
         raise DataError(f"{path} has no text", hint="check that it is the right file")
-    return TextFile(documents, chosen, undecodable)
+    return TextFile(kept, chosen, undecodable, blank=len(documents) - len(kept) if unit == "line" else 0)
 
 
 def _paragraphs(lines: list[str]) -> list[str]:

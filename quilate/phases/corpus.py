@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from quilate.config import Config
+from quilate.data.language import MIN_CHARACTERS, NotChecked, check_language
+from quilate.data.sentences import sentences
 from quilate.data.tables import SourceConfig, locate, read_table
-from quilate.data.text import Unit, read_text
+from quilate.data.text import read_text
 from quilate.errors import DataError, GateError
 from quilate.files import read_jsonl, write_jsonl
 from quilate.phases.stage import StageContext, StageKind, StageReport
@@ -19,14 +23,19 @@ from quilate.tasks.labels import Item
 from quilate.tasks.leaks import find_leaks
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
+WARN_SHARE = 0.05  # of the bytes, in another language; guess: so much no longer is a quotation here and there
 
 
 class CorpusConfig(Config):
     path: str
     """A text file (.txt, also .gz and .zst) or a table (jsonl, csv, parquet), relative to the recipe's folder."""
-    documents: Unit = "paragraph"
-    """What one document is in a text file: a `paragraph` (between blank lines), a `line`, or the whole `file`. In a
-    table it is a row."""
+    documents: Literal["file", "paragraph", "line", "sentence"] = "paragraph"
+    """What one document is in a text file: a `paragraph` (between blank lines), a `line`, the whole `file`, or a
+    `sentence` of a paragraph. In a table it is a row, or with `sentence` a sentence of a row. Sentences of one
+    paragraph or row are held out together."""
+    language: str | None = Field(default="es", pattern=r"^[a-z]{2,3}$")
+    """The text's language (ISO 639, as in `es`): how sentences are cut, and what is warned of if the text is in
+    another. `any` or null: it may be in any, and is not checked."""
     text: str = "text"
     """For a table: the column with the text, or a Jinja template over the columns."""
     where: dict[str, Condition] = Field(default_factory=dict)
@@ -38,6 +47,12 @@ class CorpusConfig(Config):
     held_out_bytes: int = Field(default=50_000, ge=1)
     """Most bytes of held-out text to measure with; more would only cost time."""
 
+    @model_validator(mode="after")
+    def _sentences_are_of_a_language(self) -> CorpusConfig:
+        if self.documents == "sentence" and self.language in (None, "any"):
+            raise ValueError("`documents: sentence` needs the text's `language`: the rules for sentences depend on it")
+        return self
+
 
 class CorpusStageConfig(Config):
     corpus: CorpusConfig
@@ -47,16 +62,18 @@ class CorpusStageConfig(Config):
 def _run(context: StageContext[CorpusStageConfig]) -> StageReport:
     config = context.config.corpus
     counts: dict[str, int] = {}
-    documents = list(dict.fromkeys(_read(config, context.base_folder, counts)))
-    counts["duplicate documents"] = counts.pop("read") - len(documents)
+    source_of = _documents(config, context.base_folder, counts)
+    documents = list(source_of)
     if config.max_bytes is not None:
         documents, counts["documents beyond max_bytes"] = _first_bytes(documents, config.max_bytes)
     if "task" in context.inputs:
-        _refuse_leak(
-            documents, Task.load(context.inputs["task"] / "task"), config.path, allow=context.config.allow_leak
-        )
-    held_out = [d for d in documents if _draw(d) < config.held_out]
-    train = [d for d in documents if _draw(d) >= config.held_out]
+        task = Task.load(context.inputs["task"] / "task")
+        # Whole sources too: cut into sentences, a test item of several would go unseen.
+        texts = list(dict.fromkeys([*documents, *(source_of[d] for d in documents)]))
+        _refuse_leak(texts, task, config.path, allow=context.config.allow_leak)
+    language = _check_language(documents, config, context.note, counts)
+    held_out = [d for d in documents if _draw(source_of[d]) < config.held_out]
+    train = [d for d in documents if _draw(source_of[d]) >= config.held_out]
     if not train or not held_out:
         raise DataError(
             f"{config.path} has {len(documents)} documents: too few to train on and hold out {config.held_out:.0%}",
@@ -67,16 +84,36 @@ def _run(context: StageContext[CorpusStageConfig]) -> StageReport:
     write_jsonl(context.folder / "held_out.jsonl", [{"text": d} for d in measured])
     size = sum(len(d.encode()) for d in train)
     context.note(f"{len(train)} documents ({size / 1e6:.2f} MB) to train on, {len(measured)} to measure with")
-    facts = {"train_documents": len(train), "train_bytes": size, "held_out_documents": len(measured)}
+    facts = {
+        "train_documents": len(train),
+        "train_bytes": size,
+        "held_out_documents": len(measured),
+        "language": language,
+    }
     return StageReport(counts={k: v for k, v in counts.items() if v}, facts=facts)
 
 
+def _documents(config: CorpusConfig, base: Path, counts: dict[str, int]) -> dict[str, str]:
+    """Every distinct document, with the text it was first seen in: itself, or what it is a sentence of."""
+    texts = _read(config, base, counts)
+    if config.documents == "sentence":
+        found = [(sentence, text) for text in texts for sentence in sentences(text, str(config.language))]
+    else:
+        found = [(text, text) for text in texts]
+    source_of: dict[str, str] = {}
+    for document, text in found:
+        source_of.setdefault(document, text)
+    counts["duplicate documents"] = len(found) - len(source_of)
+    return source_of
+
+
 def _read(config: CorpusConfig, base: Path, counts: dict[str, int]) -> list[str]:
+    """The file's texts: rows of a table, or what one document is in a text file (paragraphs where that is less)."""
     source = SourceConfig(path=config.path)
     path = locate(source, base=base)
     if path.name.removesuffix(".gz").removesuffix(".zst").endswith(TEXT_SUFFIXES):
-        text = read_text(path, config.documents)
-        counts |= {"read": len(text.documents), "undecodable lines": text.undecodable}
+        text = read_text(path, "paragraph" if config.documents == "sentence" else config.documents)
+        counts |= {"undecodable lines": text.undecodable, "blank lines": text.blank}
         return text.documents
     table = read_table(source, base=base)
     rows, filtered = filter_rows(table.rows, config.where)
@@ -84,7 +121,6 @@ def _read(config: CorpusConfig, base: Path, counts: dict[str, int]) -> list[str]
     texts = [column.of(row).strip() for _, row in rows]
     kept = [text for text in texts if text]
     counts |= {
-        "read": len(kept),
         "filtered rows": sum(filtered.values()),
         "rows without text": len(texts) - len(kept),
         "broken records": sum(table.notes["quarantined"].values()),
@@ -104,8 +140,36 @@ def _first_bytes(documents: list[str], limit: int) -> tuple[list[str], int]:
     return documents, 0
 
 
+def _check_language(
+    documents: Sequence[str], config: CorpusConfig, note: Callable[[str], None], counts: dict[str, int]
+) -> dict[str, Any]:
+    """Warn of text in another language than the declared one; what was found, for the manifest."""
+    if config.language in (None, "any"):
+        return {"declared": None}
+    try:
+        found = check_language(documents, str(config.language))
+    except NotChecked as reason:
+        note(f"warning: the language of {config.path} was not checked: {reason}")
+        return {"declared": config.language, "not_checked": str(reason)}
+    counts[f"documents of under {MIN_CHARACTERS} characters, their language not checked"] = found.too_short
+    if found.other > WARN_SHARE:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in list(found.languages.items())[:5])
+        note(
+            f"warning: {found.other:.1%} of {config.path} is not in '{config.language}' ({shares}; by bytes, of "
+            f"{found.judged} documents judged): filter it, or set the corpus's `language`, or `language: any`"
+        )
+    return {
+        "declared": config.language,
+        "documents_judged": found.judged,
+        "other_share": round(found.other, 4),
+        "unsure_share": round(found.unsure, 4),
+        "other_languages": {name: round(share, 4) for name, share in found.languages.items()},
+    }
+
+
 def _draw(document: str) -> float:
-    """A number in [0, 1) that depends on the text alone: adding documents never moves one from train to held-out."""
+    """A number in [0, 1) that depends on the text alone: adding documents never moves one from train to held-out, but
+    for a sentence that an earlier text now has too."""
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:6], "big") / 2**48
 
 
@@ -126,4 +190,4 @@ def corpus_documents(folder: Path, part: str) -> list[str]:
     return [row["text"] for row in read_jsonl(folder / f"{part}.jsonl")]
 
 
-CORPUS = StageKind("corpus", 1, CorpusStageConfig, _run)
+CORPUS = StageKind("corpus", 2, CorpusStageConfig, _run)

@@ -34,6 +34,14 @@ def test_cp1252_is_recognized_and_damaged_lines_are_counted(tmp_path: Path) -> N
     assert (found.encoding, found.undecodable, len(found.documents)) == ("utf-8", 1, 5)
 
 
+@pytest.mark.parametrize(("unit", "blank"), [("line", 3), ("paragraph", 0), ("file", 0)])
+def test_blank_lines_are_counted_where_a_line_is_a_document(tmp_path: Path, unit: str, blank: int) -> None:
+    (tmp_path / "t.txt").write_bytes("Primera.\r\n\r\n \t\r\nSegunda, con ñ.\r\n\u00a0\r\n".encode())
+    found = read_text(tmp_path / "t.txt", unit)  # type: ignore[arg-type]
+    assert found.blank == blank
+    assert " ".join(found.documents).split() == ["Primera.", "Segunda,", "con", "ñ."]
+
+
 def test_file_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(" \n\n")
     with pytest.raises(DataError, match="no text"):
