@@ -1,15 +1,23 @@
-"""Raw text files as documents."""
+"""Raw text files as documents: one file, a folder of them, or a zip archive of them."""
 
 from __future__ import annotations
 
+import zipfile
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quilate.data.lines import decoded, read_lines, sniff_encoding
-from quilate.errors import DataError
+from quilate.data.lines import MAX_FILE_BYTES, decoded, read_lines, sniff_encoding
+from quilate.errors import DataError, explained_os_errors
 
 Unit = Literal["file", "paragraph", "line"]
+
+TEXT_SUFFIXES = (".txt", ".text", ".md")
+
+# What a member of an archive may grow by; ordinary text shrinks to a third, a bomb to a thousandth (guess).
+MAX_EXPANSION = 200
 
 
 @dataclass(frozen=True)
@@ -23,19 +31,65 @@ class TextFile:
     blank: int
 
 
-def read_text(path: Path, unit: Unit, encoding: str = "auto") -> TextFile:
-    """Read a text file (plain, gzip or zstd) as documents: the whole file, its paragraphs or its lines.
+def holds_text(path: Path) -> bool:
+    """Whether a path is to be read with `read_text`: a text file, a zip archive or a folder, and not a table."""
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    return name.endswith(TEXT_SUFFIXES) or path.suffix == ".zip" or path.is_dir()
 
-    Paragraphs are what stands between blank lines.
+
+def read_text(path: Path, unit: Unit, encoding: str = "auto") -> TextFile:
+    """Read text (plain, gzip or zstd) as documents: whole files, their paragraphs or their lines.
+
+    Of a folder or a zip archive all text files are read, in the order of their names; others are passed over. Nothing
+    is unpacked to disk. Paragraphs are what stands between blank lines.
 
     Raises:
-        DataError: missing, binary, cut short, or without any text.
+        DataError: missing, binary, cut short, locked with a password, a bomb, or without any text.
     """
-    raw = read_lines(path)
-    chosen = sniff_encoding(raw.lines) if encoding == "auto" else encoding
+    if path.suffix == ".zip":
+        files = _members(path)
+    elif path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.is_file() and holds_text(p) and p.suffix != ".zip")
+        files = (read_lines(p).lines for p in inside)
+    else:
+        files = iter([read_lines(path).lines])
+    parts = [_documents(lines, unit, encoding) for lines in files]
+    documents = [document for part in parts for document in part.documents]
+    if not documents:
+        raise DataError(f"{path} has no text", hint=f"text files end in {', '.join(TEXT_SUFFIXES)}, or so and .gz")
+    encodings = ", ".join(sorted({part.encoding for part in parts}))
+    return TextFile(documents, encodings, sum(p.undecodable for p in parts), sum(p.blank for p in parts))
+
+
+def _members(path: Path) -> Iterator[list[bytes | None]]:
+    """The lines of every text file of a zip archive."""
+    with explained_os_errors(path, "read the archive"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = sorted((m for m in archive.infolist() if m.filename.endswith(TEXT_SUFFIXES)), key=_name)
+                size, packed = sum(m.file_size for m in members), sum(m.compress_size for m in members)
+                if size > MAX_FILE_BYTES or size > MAX_EXPANSION * max(packed, 1):
+                    raise DataError(
+                        f"{path} would grow from {packed:,} to {size:,} bytes",
+                        hint="is it an archive of texts? unpack it yourself if you trust it",
+                    )
+                for member in members:  # zipfile reads no more than `file_size` of each
+                    yield [*archive.read(member).split(b"\n")]
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            raise DataError(
+                f"{path} cannot be read as a zip archive: {error}", hint="is it whole, and without a password?"
+            ) from error
+
+
+def _name(member: zipfile.ZipInfo) -> str:
+    return member.filename
+
+
+def _documents(raw: list[bytes | None], unit: Unit, encoding: str) -> TextFile:
+    chosen = sniff_encoding(raw) if encoding == "auto" else encoding
     lines: list[str] = []
     undecodable = 0
-    for line in decoded(raw.lines, chosen):
+    for line in decoded(raw, chosen):
         if line is None or any("\ud800" <= character <= "\udfff" for character in line):
             undecodable += 1
         else:
@@ -48,8 +102,6 @@ def read_text(path: Path, unit: Unit, encoding: str = "auto") -> TextFile:
         case "paragraph":
             documents = _paragraphs(lines)
     kept = [document.strip() for document in documents if document.strip()]
-    if not kept:
-        raise DataError(f"{path} has no text", hint="check that it is the right file")
     return TextFile(kept, chosen, undecodable, blank=len(documents) - len(kept) if unit == "line" else 0)
 
 

@@ -13,22 +13,22 @@ from quilate.config import Config
 from quilate.data.language import MIN_CHARACTERS, NotChecked, check_language
 from quilate.data.sentences import sentences
 from quilate.data.tables import SourceConfig, locate, read_table
-from quilate.data.text import read_text
+from quilate.data.text import holds_text, read_text
 from quilate.errors import DataError, GateError
-from quilate.files import read_jsonl, write_jsonl
+from quilate.files import read_jsonl, sha256_of_file, sha256_of_tree, write_jsonl
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.tasks.classification import Task
 from quilate.tasks.columns import Condition, TextColumn, filter_rows
 from quilate.tasks.labels import Item
 from quilate.tasks.leaks import find_leaks
 
-TEXT_SUFFIXES = (".txt", ".text", ".md")
 WARN_SHARE = 0.05  # of the bytes, in another language; guess: so much no longer is a quotation here and there
 
 
 class CorpusConfig(Config):
     path: str
-    """A text file (.txt, also .gz and .zst) or a table (jsonl, csv, parquet), relative to the recipe's folder."""
+    """A text file (.txt, also .gz and .zst), a folder or a .zip archive of text files, or a table (jsonl, csv,
+    parquet), relative to the recipe's folder."""
     documents: Literal["file", "paragraph", "line", "sentence"] = "paragraph"
     """What one document is in a text file: a `paragraph` (between blank lines), a `line`, the whole `file`, or a
     `sentence` of a paragraph. In a table it is a row, or with `sentence` a sentence of a row. Sentences of one
@@ -40,10 +40,13 @@ class CorpusConfig(Config):
     """For a table: the column with the text, or a Jinja template over the columns."""
     where: dict[str, Condition] = Field(default_factory=dict)
     """For a table: conditions on columns; rows that fail one are dropped and counted."""
+    max_documents: int | None = Field(default=None, ge=1)
+    """Use the first so many documents."""
     max_bytes: int | None = Field(default=None, ge=1)
     """Use the first documents up to so many bytes of text."""
-    held_out: float = Field(default=0.05, gt=0, lt=1)
-    """Share of the documents that is never trained on and serves to measure bits per byte."""
+    held_out: float = Field(default=0.05, gt=0, le=1)
+    """Share of the documents that is never trained on and serves to measure bits per byte; 1 for a corpus that is only
+    measured with."""
     held_out_bytes: int = Field(default=50_000, ge=1)
     """Most bytes of held-out text to measure with; more would only cost time."""
 
@@ -64,6 +67,9 @@ def _run(context: StageContext[CorpusStageConfig]) -> StageReport:
     counts: dict[str, int] = {}
     source_of = _documents(config, context.base_folder, counts)
     documents = list(source_of)
+    if config.max_documents is not None:
+        counts["documents beyond max_documents"] = max(0, len(documents) - config.max_documents)
+        documents = documents[: config.max_documents]
     if config.max_bytes is not None:
         documents, counts["documents beyond max_bytes"] = _first_bytes(documents, config.max_bytes)
     if "task" in context.inputs:
@@ -74,7 +80,7 @@ def _run(context: StageContext[CorpusStageConfig]) -> StageReport:
     language = _check_language(documents, config, context.note, counts)
     held_out = [d for d in documents if _draw(source_of[d]) < config.held_out]
     train = [d for d in documents if _draw(source_of[d]) >= config.held_out]
-    if not train or not held_out:
+    if not held_out or (not train and config.held_out < 1):
         raise DataError(
             f"{config.path} has {len(documents)} documents: too few to train on and hold out {config.held_out:.0%}",
             hint="give more text, or smaller documents (`documents: paragraph`)",
@@ -85,12 +91,23 @@ def _run(context: StageContext[CorpusStageConfig]) -> StageReport:
     size = sum(len(d.encode()) for d in train)
     context.note(f"{len(train)} documents ({size / 1e6:.2f} MB) to train on, {len(measured)} to measure with")
     facts = {
+        "source": {"path": config.path, "sha256": content_of_corpus(config, context.base_folder)},
         "train_documents": len(train),
         "train_bytes": size,
         "held_out_documents": len(measured),
         "language": language,
     }
     return StageReport(counts={k: v for k, v in counts.items() if v}, facts=facts)
+
+
+def content_of_corpus(config: CorpusConfig, base: Path) -> str:
+    """The digest of the file or folder that a corpus is read from.
+
+    Raises:
+        DataError: it is missing.
+    """
+    path = locate(SourceConfig(path=config.path), base=base)
+    return sha256_of_tree(path) if path.is_dir() else sha256_of_file(path)
 
 
 def _documents(config: CorpusConfig, base: Path, counts: dict[str, int]) -> dict[str, str]:
@@ -111,7 +128,7 @@ def _read(config: CorpusConfig, base: Path, counts: dict[str, int]) -> list[str]
     """The file's texts: rows of a table, or what one document is in a text file (paragraphs where that is less)."""
     source = SourceConfig(path=config.path)
     path = locate(source, base=base)
-    if path.name.removesuffix(".gz").removesuffix(".zst").endswith(TEXT_SUFFIXES):
+    if holds_text(path):
         text = read_text(path, "paragraph" if config.documents == "sentence" else config.documents)
         counts |= {"undecodable lines": text.undecodable, "blank lines": text.blank}
         return text.documents

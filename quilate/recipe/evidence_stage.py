@@ -68,7 +68,7 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
         base=_describe_base(manifests),
         task=_describe_task(task, outcomes),
         machine=_describe_machine(manifests),
-        lineage=[*_sources(task), *(_link(m) for m in manifests.values())],
+        lineage=[*_sources(task, manifests), *(_link(m) for m in manifests.values())],
         language_modelling=[row for m in manifests.values() for row in _bits_per_byte(m)],
         warnings=list(task.report["warnings"]),
     )
@@ -230,10 +230,13 @@ def _bits_per_byte(manifest: Manifest) -> list[dict[str, Any]]:
     ]
 
 
-def _sources(task: Task) -> list[dict[str, Any]]:
+def _sources(task: Task, manifests: dict[str, Manifest]) -> list[dict[str, Any]]:
+    """The files that everything starts from: labelled rows and raw text."""
+    named = {f"{name} file": notes for name, notes in task.report["sources"].items()}
+    named |= {f"{m['stage']} file": m["facts"]["source"] for m in manifests.values() if m["kind"] == "corpus"}
     return [
-        {"stage": f"{name} file", "kind": "source", "id": notes["sha256"], "inputs": [], "path": notes["path"]}
-        for name, notes in task.report["sources"].items()
+        {"stage": name, "kind": "source", "id": notes["sha256"], "inputs": [], "path": notes["path"]}
+        for name, notes in named.items()
     ]
 
 
@@ -241,6 +244,8 @@ def _link(manifest: Manifest) -> dict[str, Any]:
     inputs = [source["id"] for source in manifest["inputs"].values()]
     if manifest["kind"] == "task":
         inputs = [notes["sha256"] for notes in manifest["facts"]["report"]["sources"].values()]
+    if manifest["kind"] == "corpus":
+        inputs = [manifest["facts"]["source"]["sha256"], *inputs]
     return {
         "stage": manifest["stage"],
         "kind": manifest["kind"],

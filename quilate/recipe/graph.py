@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quilate.data.tables import SourceConfig, locate
 from quilate.errors import ConfigError
-from quilate.files import digest, sha256_of_file
+from quilate.files import digest
 from quilate.models.source import content_of_model
 from quilate.phases.baselines import BaselineConfig
+from quilate.phases.corpus import content_of_corpus
 from quilate.phases.finetune import FinetuneConfig
 from quilate.phases.icl import IclConfig
 from quilate.phases.inputs import content_of_sources
@@ -131,7 +131,7 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
         graph.add(BASE, "base", {"model": recipe.base}, {}, content=content_of_model(recipe.base, base_folder))
     for name, corpus in recipe.corpora.items():
         stage = {"corpus": corpus.as_json(), "allow_leak": recipe.task.allow_leak}
-        content = sha256_of_file(locate(SourceConfig(path=corpus.path), base=base_folder))
+        content = content_of_corpus(corpus, base_folder)
         graph.add(f"corpus-{name}", "corpus", stage, {"task": "task"}, content=content)
     evaluated: dict[str, list[str]] = {}
     for name in _upstream_first(recipe.stages):

@@ -123,3 +123,6 @@ class Recipe(Config):
                 raise ValueError(
                     f"stage '{name}' names '{unknown[0]}', which is not in `corpora`; known: {', '.join(known)}"
                 )
+            measured = [c for c in stage.corpora if c != TASK_CORPUS and self.corpora[c].held_out == 1]
+            if measured:
+                raise ValueError(f"stage '{name}' trains on '{measured[0]}', all of which is held out")

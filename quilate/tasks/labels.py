@@ -23,7 +23,7 @@ class Item:
 
 
 def cell_text(value: Any) -> str:
-    """A cell as text: "" for a missing one (None, NaN, an empty list), no decimals on whole numbers, no space around."""
+    """A cell as text: "" for a missing one (None, NaN, []), no decimals on whole numbers, no space around."""
     if value is None or value == [] or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():  # integers with gaps arrive as floats from Parquet

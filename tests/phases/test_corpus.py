@@ -156,3 +156,14 @@ def test_short_documents_are_counted_and_a_missing_identifier_is_said(
     assert "py3langid is not installed" in facts["language"]["not_checked"]
     assert "was not checked: py3langid is not installed" in stage.warnings()[0]
     assert facts["train_documents"] > 0
+
+
+def test_a_corpus_that_is_only_measured_with(stage: Stage) -> None:
+    write(stage.folder, NOTES)
+    settings = CorpusStageConfig(corpus=CorpusConfig(path="notas.txt", held_out=1, max_documents=3))
+    report = CORPUS.run(
+        StageContext(settings, {}, stage.folder, 0, stage.folder, lambda _: None, stage.notes.append, StopRequest())
+    )
+    assert stage.parts() == ([], NOTES[:3])
+    assert report.counts["documents beyond max_documents"] == len(NOTES) - 3
+    assert report.facts["source"]["path"] == "notas.txt"

@@ -63,3 +63,12 @@ def test_a_head_and_a_prompt_may_stand_on_a_bottleneck() -> None:
 def test_settings_go_with_their_method(keys: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         recipe(arm={"kind": "finetune"} | keys)
+
+
+def test_what_is_only_measured_is_not_trained_on() -> None:
+    value = recipe(arm=tuned("head", on="tapt")).as_json()
+    value["corpora"]["c"]["held_out"] = 1
+    validate(Recipe, value, source="t")
+    value["stages"]["tapt"]["corpora"]["c"] = 0.5
+    with pytest.raises(ConfigError, match="all of which is held out"):
+        validate(Recipe, value, source="t")
