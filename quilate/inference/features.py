@@ -17,7 +17,7 @@ from quilate.tokenization.segments import opening_tokens, prompt_tokens, shorten
 
 Pooling = Literal["last", "mean"]
 
-BATCH_TOKENS = 2048  # as in label scoring
+BATCH_TOKENS = 512  # as in label scoring
 
 
 @dataclass(frozen=True)

@@ -75,4 +75,4 @@ def _run(context: StageContext[EvaluateConfig]) -> StageReport:
     return StageReport(counts={"test prompts cut": test.truncated, "dev prompts cut": dev.truncated}, facts=evaluation)
 
 
-EVALUATE = StageKind("evaluate", 1, EvaluateConfig, _run)
+EVALUATE = StageKind("evaluate", 2, EvaluateConfig, _run)
