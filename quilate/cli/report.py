@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +30,44 @@ def report(
     with_text
         Write the wrongly answered test items, with their texts, to errors/ARM.csv.
     markdown
-        Write the evidence also as this Markdown page, with its figure beside it.
+        Write the evidence also as this Markdown page, its figure and every run's score beside it. Of a run that is
+        not finished, the scores so far.
     json
         Print evidence.json and write nothing.
     """
     from quilate.errors import DataError
     from quilate.recipe.evidence_stage import read_evidence
 
-    if not (run / "evidence.json").exists():
+    finished = (run / "evidence.json").exists()
+    if not finished and markdown is None:
         raise DataError(
             f"{run} has no evidence.json: the run is not finished",
-            hint=f"see `quilate status {run}`, and run its recipe to the end",
+            hint=f"see `quilate status {run}`, and run its recipe to the end; --markdown writes what there is",
         )
-    if json:
+    if finished and json:
         print(json_module.dumps(read_evidence(run), ensure_ascii=False, indent=2))
-    else:
+    elif finished:
         show(run, lang=lang, with_text=with_text)
     if markdown is not None:
-        from quilate.report.markdown import write_markdown
-
-        evidence = read_evidence(run)
-        for path in write_markdown(evidence, markdown, lang or _language_of(evidence)):
+        for path in _write_page(run, markdown, lang, finished=finished):
             print(path, file=sys.stderr if json else sys.stdout)
+
+
+def _write_page(run: Path, page: Path, lang: Language | None, *, finished: bool) -> list[Path]:
+    """The evidence as Markdown, or the cells so far; and `STEM-cells.json`, the score of every arm and seed."""
+    from quilate.files import write_json
+    from quilate.recipe.cells import cells_of
+    from quilate.recipe.evidence_stage import read_evidence, run_plan
+    from quilate.report.markdown import write_markdown, write_unfinished
+
+    cells = [asdict(cell) for cell in cells_of(run)]
+    listed = page.with_name(f"{page.stem}-cells.json")
+    write_json(listed, cells)
+    if finished:
+        evidence = read_evidence(run)
+        return [*write_markdown(evidence, page, lang or _language_of(evidence["task"])), listed]
+    task = run_plan(run)["recipe"]["task"]
+    return [*write_unfinished(task["name"], cells, page, lang or _language_of(task)), listed]
 
 
 def show(run: Path, *, lang: Language | None, with_text: bool) -> None:
@@ -63,7 +80,7 @@ def show(run: Path, *, lang: Language | None, with_text: bool) -> None:
 
     evidence = read_evidence(run)
     console = result_console()
-    print_table(evidence, console, lang or _language_of(evidence))
+    print_table(evidence, console, lang or _language_of(evidence["task"]))
     if lang is not None:
         write_text(run / "evidence.html", render_html(evidence, lang))
     console.print(f"\n{run / 'evidence.html'}\n{run / 'evidence.json'}")
@@ -71,8 +88,8 @@ def show(run: Path, *, lang: Language | None, with_text: bool) -> None:
         console.print("\n".join(str(path) for path in _write_errors(run)))
 
 
-def _language_of(evidence: dict[str, Any]) -> Language:
-    return "es" if evidence["task"]["language"] == "es" else "en"
+def _language_of(task: dict[str, Any]) -> Language:
+    return "es" if task["language"] == "es" else "en"
 
 
 def _write_errors(run: Path) -> list[Path]:

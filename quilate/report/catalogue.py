@@ -137,6 +137,17 @@ _BOTH: dict[str, tuple[str, str]] = {
     "from": ("From", "A partir de"),
     "time": ("Time", "Tiempo"),
     "reused": ("reused", "reutilizado"),
+    # a study that is not finished
+    "cells.note": (
+        "Not finished: {done:count} of {all:count} cells were run, so nothing is recommended. Scores are on the same "
+        "{items:items}; times are those of the method's own stage and its evaluation.",
+        "Sin terminar: se ejecutaron {done:count} de {all:count} celdas, así que no se recomienda nada. Las "
+        "puntuaciones "
+        "son sobre los mismos {items:items}; los tiempos, los de la etapa del propio método y su evaluación.",
+    ),
+    "cells.not_run": ("not run", "sin ejecutar"),
+    "seed": ("Seed", "Semilla"),
+    "score": ("Score", "Puntuación"),
     # data
     "data": ("The data, and what was left out", "Los datos, y lo que quedó fuera"),
     "data.rows": ("Rows", "Filas"),

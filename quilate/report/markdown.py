@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,30 @@ def write_markdown(evidence: dict[str, Any], page: Path, lang: str = "en") -> li
     )
     write_text(page, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
     return [page, figure]
+
+
+def write_unfinished(task: str, cells: Sequence[Mapping[str, Any]], page: Path, lang: str = "en") -> list[Path]:
+    """Write `page` for a study that is not finished: its cells so far, and which were not run. No verdict.
+
+    Args:
+        cells: `arm`, `seed`, `score` (None if not run), `items` and `seconds` of each.
+    """
+    t = Language(lang)
+    done = [c for c in cells if c["score"] is not None]
+    lines = [
+        f"# {cell(t('title', task=task))}",
+        "",
+        t("cells.note", done=len(done), all=len(cells), items=max((c["items"] for c in done), default=0)),
+        "",
+        f"| {t('arm')} | {t('seed')} | {t('score')} | {t('time')} |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for c in cells:
+        score = t("cells.not_run") if c["score"] is None else t.percent(c["score"])
+        seconds = "" if c["seconds"] is None else t.duration(c["seconds"])
+        lines.append(f"| {cell(c['arm'])} | {c['seed']} | {score} | {seconds} |")
+    write_text(page, "\n".join(lines) + "\n")
+    return [page]
 
 
 def cell(text: str) -> str:

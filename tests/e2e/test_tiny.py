@@ -53,6 +53,19 @@ def evidence(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+def test_the_report_as_a_page_with_every_cell(folder: Path, evidence: dict[str, Any]) -> None:
+    page = folder / "estudio.md"
+    quilate("report", "runs/tiny", "--markdown", page, folder=folder)
+    cells = json.loads(page.with_name("estudio-cells.json").read_text(encoding="utf-8"))
+    assert [cell["arm"] for cell in cells] == ARMS
+    scores = {arm["name"]: arm["score"] for arm in evidence["arms"]}
+    assert {cell["arm"]: cell["score"] for cell in cells} == pytest.approx(scores, abs=1e-6)
+    text = page.read_text(encoding="utf-8")
+    assert all(f"| {arm} |" in text for arm in ARMS)
+    assert page.with_name("estudio-cost.svg").exists()
+
+
+@pytest.mark.slow
 def test_evidence_covers_every_arm_on_the_same_items(evidence: dict[str, Any]) -> None:
     assert [arm["name"] for arm in evidence["arms"]] == ARMS
     assert evidence["items"] == 18

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from quilate.evaluation.outcomes import ArmOutcome, Cost
-from quilate.report.markdown import cell, write_markdown
+from quilate.report.markdown import cell, write_markdown, write_unfinished
 from quilate.report.mistakes import errors_csv
 from quilate.report.table import print_table
 
@@ -63,6 +63,18 @@ def test_the_markdown_page_says_what_the_table_says(
     assert f"({figure.name})" in text
     assert "var(--" not in figure.read_text(encoding="utf-8")
     ElementTree.parse(figure)  # well-formed by itself
+
+
+def test_an_unfinished_study_says_what_was_not_run_and_recommends_nothing(tmp_path: Path) -> None:
+    cells = [
+        {"arm": "lora", "seed": 0, "score": 0.5, "items": 40, "seconds": 61.0},
+        {"arm": "lora", "seed": 1, "score": None, "items": 0, "seconds": None},
+    ]
+    [page] = write_unfinished("Sintomas|x", cells, tmp_path / "p.md", "es")
+    text = page.read_text(encoding="utf-8")
+    assert "1 de 2 celdas" in text and "40\xa0casos" in text
+    assert "| lora | 1 | sin ejecutar |  |" in text
+    assert "Sintomas\\|x" in text
 
 
 def test_a_users_words_do_not_become_markup() -> None:

@@ -1,0 +1,62 @@
+"""A study's cells: one an arm and seed, with the score of those that are finished, whether the run is or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quilate.phases.evaluate import gold_indices, read_probabilities
+from quilate.recipe.evidence_stage import run_plan
+from quilate.recipe.manifest import read_manifest
+from quilate.tasks.classification import Task
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`score` is None where the cell was not run; `seconds` are those of the arm's own stage and its evaluation, not of
+    what it stands on; `measured` is the load of the machine meanwhile."""
+
+    arm: str
+    seed: int
+    metric: str
+    score: float | None = None
+    items: int = 0
+    seconds: float | None = None
+    load_average: float | None = None
+    stages: dict[str, str] | None = None
+
+
+def cells_of(run: Path) -> list[Cell]:
+    """Every cell that a run's recipe names, in its order.
+
+    Raises:
+        DataError: `run` is not a run directory.
+    """
+    plan = run_plan(run)
+    stages: dict[str, dict[str, Any]] = plan["stages"]
+    metric = plan["recipe"]["task"]["metric"]
+    evaluations = {name: stage for name, stage in stages.items() if stage["kind"] == "evaluate"}
+    return [_cell(run, name, stages, metric) for name in evaluations]
+
+
+def _cell(run: Path, name: str, stages: dict[str, dict[str, Any]], metric: str) -> Cell:
+    from quilate.evaluation import metrics
+
+    solver = name.removesuffix("-evaluate")
+    arm, _, seed = solver.rpartition("-s")
+    evaluated, solved = (read_manifest(run / stages[stage]["folder"]) for stage in (name, solver))
+    if evaluated is None or solved is None:
+        return Cell(arm, int(seed), metric)
+    task = Task.load(run / stages["task"]["folder"] / "task")
+    gold, probabilities = gold_indices(task.test, task.labels), read_probabilities(run / stages[name]["folder"])
+    return Cell(
+        arm,
+        int(seed),
+        metric,
+        score=round(getattr(metrics, metric)(gold, probabilities), 6),
+        items=len(gold),
+        seconds=round(solved["cost"]["seconds"] + evaluated["cost"]["seconds"], 1),
+        load_average=max(float(m["measured"]["load_average"]) for m in (evaluated, solved)),
+        stages={stage: stages[stage]["id"][:16] for stage in (solver, name)},
+    )
