@@ -147,7 +147,7 @@ class Task(Part):
     group: str | None = None
     groups_in_test: Count | None = None
     leak_check: Literal["clean", "leaked, allowed", "not run"]
-    leak_detail: str | None = None
+    leaked_items: Count = 0
 
 
 class LanguageModelling(Part):

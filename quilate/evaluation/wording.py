@@ -179,6 +179,11 @@ ENGLISH = {
     "rare_labels": "{count:labels} with fewer than {items} test items weigh as much in macro-F1 as the frequent ones; "
     "its intervals are then somewhat too narrow.",
     "few_groups": "There are only {groups:groups} in the test items; intervals over so few are rough.",
+    "never_tested": "{count:labels} never tested, for want of a second example or group, or of room in the test rows: "
+    "{names:names}.",
+    "splits_leak": "The splits share texts or groups (allow_leak): scores are too high by an unknown amount.",
+    "fewer_rows": "{asked:count} {split} rows were asked for and {available:count} are there; all of them are used.",
+    "other_language": "{share:percent} of the corpus {corpus} is not in the language it should be in ({language}).",
     "leak_not_run": "The leak check did not run: nobody knows whether the training text contains the test items.",
     "busy_machine": "The machine was busy while times were taken (load {load:decimal} on {cores} cores); they may be "
     "too long.",
@@ -235,6 +240,12 @@ SPANISH = {
     "rare_labels": "{count:labels} con menos de {items} casos de prueba pesan en el macro-F1 tanto como las "
     "frecuentes; sus intervalos resultan entonces algo estrechos.",
     "few_groups": "Solo hay {groups:groups} en los casos de prueba; los intervalos sobre tan pocos son imprecisos.",
+    "never_tested": "{count:labels} sin ningún caso de prueba, por falta de un segundo ejemplo o grupo, o de sitio "
+    "entre las filas de prueba: {names:names}.",
+    "splits_leak": "Las particiones comparten textos o grupos (allow_leak): las puntuaciones son demasiado altas, no "
+    "se sabe cuánto.",
+    "fewer_rows": "Se pidieron {asked:count} filas para {split} y hay {available:count}; se usan todas.",
+    "other_language": "El {share:percent} del corpus {corpus} no está en el idioma en que debería ({language}).",
     "leak_not_run": "No se comprobó si hay fuga: no se sabe si el texto de entrenamiento contiene los casos de prueba.",
     "busy_machine": "La máquina estaba ocupada al medir los tiempos (carga {load:decimal} con {cores} núcleos); "
     "pueden ser excesivos.",

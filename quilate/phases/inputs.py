@@ -8,6 +8,8 @@ from pydantic import model_validator
 
 from quilate.config import Config
 from quilate.data.tables import SourceConfig, read_table
+from quilate.evaluation.schema import Notice
+from quilate.evaluation.wording import say
 from quilate.files import sha256_of_file
 from quilate.models.source import model_name, resolve_model
 from quilate.phases.stage import StageContext, StageKind, StageReport, write_model_note
@@ -64,7 +66,7 @@ def _prepare_task(context: StageContext[TaskStageConfig]) -> StageReport:
     task = prepare(config.task, {n: t.rows for n, t in tables.items()}, {n: t.notes for n, t in tables.items()})
     task.save(context.folder / "task")
     for warning in task.report["warnings"]:
-        context.note(f"warning: {warning}")
+        context.note(f"warning: {say(Notice(**warning), 'en')}")
     sizes = {split: len(getattr(task, split)) for split in ("train", "dev", "test")}
     context.note(", ".join(f"{size} {split}" for split, size in sizes.items()) + f" items, {len(task.labels)} labels")
     return StageReport(facts={"report": task.report})
@@ -107,5 +109,5 @@ def content_of_sources(sources: LabelledSources, base: Path) -> dict[str, str]:
     return {name: sha256_of_file(locate(source, base=base)) for name, source in sources.given().items()}
 
 
-TASK = StageKind("task", 1, TaskStageConfig, _prepare_task)
+TASK = StageKind("task", 2, TaskStageConfig, _prepare_task)
 BASE = StageKind("base", 1, BaseStageConfig, _prepare_base)

@@ -9,7 +9,9 @@ from quilate.config import Config, validate
 from quilate.engine.runlog import read_metrics
 from quilate.errors import DataError, QuilateError
 from quilate.evaluation.outcomes import ArmOutcome, Cost, Phase, Rules
+from quilate.evaluation.schema import Notice
 from quilate.files import read_json, write_json, write_text
+from quilate.phases.corpus import WARN_SHARE
 from quilate.phases.evaluate import gold_indices, read_probabilities
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.recipe.manifest import read_manifest
@@ -70,7 +72,7 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
         machine=_describe_machine(manifests),
         lineage=[*_sources(task, manifests), *(_link(m) for m in manifests.values())],
         language_modelling=[row for m in manifests.values() for row in _bits_per_byte(m)],
-        warnings=list(task.report["warnings"]),
+        warnings=[*(Notice(**warning) for warning in task.report["warnings"]), *_corpus_warnings(manifests)],
     )
     write_json(context.folder / "evidence.json", evidence)
     write_text(
@@ -198,7 +200,7 @@ def _describe_task(task: Task, outcomes: list[ArmOutcome]) -> dict[str, Any]:
         "group": task.config.group,
         "groups_in_test": len({item.group for item in task.test}) if task.config.group else None,
         "leak_check": "leaked, allowed" if report["allowed_leak"] else "clean",
-        "leak_detail": f"{leaks} items occur in two splits" if leaks else None,
+        "leaked_items": leaks,
     }
 
 
@@ -215,6 +217,19 @@ def _describe_machine(manifests: dict[str, Manifest]) -> dict[str, Any]:
         "load_average": busiest["measured"]["load_average"],
         "dtype": ", ".join(sorted(dtypes)) or "float64",
     }
+
+
+def _corpus_warnings(manifests: dict[str, Manifest]) -> list[Notice]:
+    """Corpora that are not in the language they should be in."""
+    found = [(m["stage"].removeprefix("corpus-"), m["facts"]["language"]) for m in manifests.values()
+             if m["kind"] == "corpus"]  # fmt: skip
+    return [
+        Notice(
+            code="other_language", values={"corpus": name, "share": facts["other_share"], "language": facts["declared"]}
+        )
+        for name, facts in found
+        if facts.get("other_share", 0) > WARN_SHARE
+    ]
 
 
 def _bits_per_byte(manifest: Manifest) -> list[dict[str, Any]]:
@@ -275,4 +290,4 @@ def read_evidence(out: Path) -> dict[str, Any]:
     return evidence
 
 
-REPORT = StageKind("report", 2, ReportConfig, _run)
+REPORT = StageKind("report", 3, ReportConfig, _run)

@@ -165,6 +165,7 @@ _BOTH: dict[str, tuple[str, str]] = {
     "data.leak": ("Is the test text in the training text?", "¿Está el texto de prueba en el de entrenamiento?"),
     "leak.clean": ("No", "No"),
     "leak.leaked, allowed": ("Yes; the run was told to go on", "Sí; se pidió seguir adelante"),
+    "leak.items": ("{items:items} occur in two splits", "{items:items} en dos particiones"),
     "leak.not run": ("Not checked", "No se comprobó"),
     "count.filtered": ("not chosen by the recipe's filter", "no elegidas por el filtro de la receta"),
     "count.empty_text": ("empty text", "texto vacío"),

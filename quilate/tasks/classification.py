@@ -18,7 +18,7 @@
     leaks               {pair: {"items", "exact", "overlap", "group", "any_ngram", "of"}} for the pairs train-test,
                         train-dev, dev-test; counts of the later split's items, `of` how many it has
     allowed_leak        true when leaks were found and `allow_leak` let the task go on
-    warnings            sentences to show
+    warnings            what to warn of, as {"code", "values"}: quilate.evaluation.wording has the sentences
     sources             the notes of the tables, by split
 """
 
@@ -209,12 +209,9 @@ def prepare(config: TaskConfig, rows: Mapping[str, Sequence[Row]], notes: Mappin
     labels = sorted({item.label for item in parts["train"]})
     never_tested = sorted(set(labels) - {item.label for item in parts["test"]})
     if never_tested:
-        counts.warn(
-            f"{len(never_tested)} label(s) are never tested, for want of a second example or group, or of room in the "
-            f"test split: {', '.join(never_tested)}"
-        )
+        counts.warn("never_tested", count=len(never_tested), names=never_tested)
     if leaked:
-        counts.warn("the splits share texts or groups (allow_leak): scores are too high by an unknown amount")
+        counts.warn("splits_leak")
     report = {
         **counts.report(),
         "conflicting_labels": _conflicts([item for pool in pools.values() for item in pool]),
@@ -239,10 +236,10 @@ class _Counts:
         self.unseen_label: dict[str, int] = {"dev": 0, "test": 0}
         self.dropped_leaks: dict[str, int] = {"train": 0, "dev": 0}
         self.label_values: set[str] = set()
-        self.warnings: list[str] = []
+        self.warnings: list[dict[str, Any]] = []
 
-    def warn(self, sentence: str) -> None:
-        self.warnings.append(sentence)
+    def warn(self, code: str, **values: Any) -> None:
+        self.warnings.append({"code": code, "values": values})
 
     def total_dropped_later(self) -> int:
         return sum(self.unseen_label.values()) + sum(self.dropped_leaks.values())
@@ -327,7 +324,7 @@ def _use_given(config: TaskConfig, pools: dict[str, list[Item]], counts: _Counts
 
 def _warn_if_short(name: str, size: int | None, items: Sequence[Item], counts: _Counts) -> None:
     if size is not None and len(items) < size:
-        counts.warn(f"{name}: {size} rows were asked for and {len(items)} are available; all of them are used")
+        counts.warn("fewer_rows", split=name, asked=size, available=len(items))
 
 
 def _refuse_unseen(parts: Mapping[str, Sequence[Item]]) -> None:

@@ -53,6 +53,20 @@ def evidence(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+def test_the_lineage_reads_from_the_files_to_the_models(evidence: dict[str, Any]) -> None:
+    links = {link["id"]: link for link in evidence["lineage"]}
+    names = {link["stage"]: link for link in evidence["lineage"]}
+    found: set[str] = set()
+    pending = [names["frozen-s0"]]
+    while pending:
+        link = pending.pop()
+        found.add(link["stage"])
+        pending += [links[source] for source in link["inputs"]]
+    assert {"masked-s0", "corpus-pueblo", "corpus-pueblo file", "task", "all file"} <= found
+    assert names["corpus-pueblo file"]["path"].endswith("tiny.txt")
+
+
+@pytest.mark.slow
 def test_the_report_as_a_page_with_every_cell(folder: Path, evidence: dict[str, Any]) -> None:
     page = folder / "estudio.md"
     quilate("report", "runs/tiny", "--markdown", page, folder=folder)

@@ -183,7 +183,7 @@ def test_unseen_labels_stop() -> None:
 def test_a_class_with_one_example_is_never_tested_and_said_so() -> None:
     task = prepare(config(), {"all": [*ROWS, row(300, "único")]}, {})
     assert task.report["never_tested"] == ["único"]
-    assert "never tested" in task.report["warnings"][0]
+    assert task.report["warnings"][0]["code"] == "never_tested"
     assert "único" in task.labels
 
 
@@ -205,7 +205,7 @@ def test_given_splits_that_leak_stop(leak: dict[str, str], kind: str) -> None:
     allowed = prepare(config(group="p", split=sizes, allow_leak=True), parts, {})
     assert allowed.report["leaks"]["train-test"]["items"] == 1
     assert allowed.report["allowed_leak"] is True
-    assert any("allow_leak" in warning for warning in allowed.report["warnings"])
+    assert "splits_leak" in [warning["code"] for warning in allowed.report["warnings"]]
     dropped = prepare(config(group="p", split=sizes, drop_leaks=True), parts, {})
     assert len(dropped.train) == 39
     assert dropped.report["allowed_leak"] is False
@@ -230,7 +230,9 @@ def test_splits_made_here_never_leak() -> None:
 def test_short_train_warns_and_uses_what_there_is() -> None:
     task = prepare(config(split={"train": 500, "dev": 4, "test": 10}), {"all": ROWS}, {})
     assert len(task.train) == 46
-    assert task.report["warnings"] == ["train: 500 rows were asked for and 46 are available; all of them are used"]
+    assert task.report["warnings"] == [
+        {"code": "fewer_rows", "values": {"split": "train", "asked": 500, "available": 46}}
+    ]
 
 
 def test_rows_that_cannot_make_a_task() -> None:
