@@ -41,7 +41,7 @@ Method = Literal["full", "lora", "adapter", "last_layers", "head"]
 # LoRA's best rate is about ten times full fine-tuning's and hardly depends on the rank ("LoRA Without Regret",
 # Schulman 2025).
 # For the others: chosen on the development items of the ICD-10 demo.
-DEFAULT_RATE = {"full": 3e-5, "lora": 3e-4, "adapter": 1e-3, "last_layers": 1e-4}
+DEFAULT_RATE = {"full": 3e-5, "lora": 3e-4, "adapter": 1e-3, "last_layers": 5e-4}
 
 
 DEFAULT_LAST_LAYERS = 2
@@ -57,7 +57,7 @@ class FinetuneConfig(Config):
     on: str = "base"
     """The stage whose model is fine-tuned."""
     lr: float | None = Field(default=None, gt=0)
-    """Peak learning rate; by default 3e-5 for `full`, 3e-4 for `lora`, 1e-3 for `adapter`, 1e-4 for `last_layers`."""
+    """Peak learning rate; by default 3e-5 for `full`, 3e-4 for `lora`, 1e-3 for `adapter`, 5e-4 for `last_layers`."""
     epochs: float = Field(default=3.0, gt=0)
     """Passes over the training items."""
     batch_size: int = Field(default=16, ge=1)
