@@ -36,8 +36,11 @@ def report(
         Print evidence.json and write nothing.
     """
     from quilate.errors import DataError
-    from quilate.recipe.evidence_stage import read_evidence
+    from quilate.recipe.evidence_stage import read_evidence, run_plan
 
+    if not run_plan(run)["recipe"]["arms"]:
+        show_models(run, json=json)
+        return
     finished = (run / "evidence.json").exists()
     if not finished and markdown is None:
         raise DataError(
@@ -86,6 +89,30 @@ def show(run: Path, *, lang: Language | None, with_text: bool) -> None:
     console.print(f"\n{run / 'evidence.html'}\n{run / 'evidence.json'}")
     if with_text:
         console.print("\n".join(str(path) for path in _write_errors(run)))
+
+
+def show_models(run: Path, *, json: bool) -> None:
+    """Print the models that a run made, what they cost, and how well they predict each corpus's held-out text."""
+    from rich.table import Table
+
+    from quilate.cli.display import clock, result_console
+    from quilate.recipe.cells import models_of
+
+    models = models_of(run)
+    if json:
+        print(json_module.dumps([asdict(model) for model in models], ensure_ascii=False, indent=2))
+        return
+    corpora = list(dict.fromkeys(corpus for model in models for corpus in model.after))
+    table = Table("model", "tokens", "time", "measure", *corpora, box=None, header_style="bold")
+    for model in models:
+        cells = []
+        for corpus in corpora:
+            before = f"{model.before[corpus]:.3f} → " if corpus in model.before else ""
+            cells.append(f"{before}{model.after[corpus]:.3f}" if corpus in model.after else "")
+        table.add_row(model.stage, f"{model.train_tokens:,}", clock(model.seconds), model.measure, *cells)
+    console = result_console()
+    console.print(table)
+    console.print("\n".join(f"{model.stage}: {model.folder}" for model in models))
 
 
 def _language_of(task: dict[str, Any]) -> Language:

@@ -35,11 +35,11 @@ def run(
     with_text
         Write the wrongly answered test items, with their texts, to errors/ARM.csv.
     json
-        Print evidence.json instead of the table, and no progress.
+        Print evidence.json (of a recipe without a task: what was measured) instead of the table, and no progress.
     """
     from quilate import config
     from quilate.cli.display import RunDisplay
-    from quilate.cli.report import show
+    from quilate.cli.report import show, show_models
     from quilate.engine.interrupts import stop_on_signals
     from quilate.recipe.evidence_stage import read_evidence
     from quilate.recipe.run import run_recipe
@@ -53,7 +53,9 @@ def run(
             run_recipe(parsed, base_folder=recipe.resolve().parent, out=folder, listener=display, stop=stop)
     finally:
         display.close()
-    if json:
+    if not parsed.arms:
+        show_models(folder, json=json)
+    elif json:
         print(json_module.dumps(read_evidence(folder), ensure_ascii=False, indent=2))
     else:
         show(folder, lang=lang, with_text=with_text)

@@ -1,4 +1,5 @@
-"""A phase used alone: the verbs `finetune` and `icl` are a recipe of one arm, run by the same graph."""
+"""A phase used alone: the verbs `finetune` and `icl` are a recipe of one arm, `pretrain` and `adapt` one of one stage,
+run by the same graph."""
 
 from __future__ import annotations
 
@@ -75,6 +76,57 @@ def run_single_arm(
         f"macro-F1 {result['macro_f1']:.3f}; {len(task.test)} items, 1 seed"
     )
     console.print(f"the stage: {result['stage']}")
+
+
+@dataclass(frozen=True)
+class TextFlags:
+    """What the command line says of raw text; the names are the flags'."""
+
+    corpus: Path
+    text: str
+    documents: str
+    language: str
+    replay: Path | None
+    replay_share: float
+
+
+def run_single_stage(
+    name: str, stage: dict[str, Any], flags: TextFlags, *, base: str | None, seed: int, out: Path | None, json: bool
+) -> None:
+    """Run one stage on raw text; print what it measured and where the model is.
+
+    Raises:
+        QuilateError: as `run_recipe`.
+    """
+    from quilate import config
+    from quilate.cli.display import RunDisplay
+    from quilate.cli.report import show_models
+    from quilate.engine.interrupts import stop_on_signals
+    from quilate.recipe.run import run_recipe
+    from quilate.recipe.schema import Recipe
+
+    shared = {"text": flags.text, "documents": flags.documents, "language": flags.language}
+    corpora: dict[str, Any] = {"text": {"path": str(flags.corpus.resolve())} | shared}
+    weights = {"text": 1.0}
+    if flags.replay is not None:
+        corpora["replay"] = {"path": str(flags.replay.resolve()), "language": "any"}
+        weights = {"text": 1 - flags.replay_share, "replay": flags.replay_share}
+    value = {
+        "recipe": f"{flags.corpus.name.split('.')[0]}-{name}",
+        "base": base,
+        "corpora": corpora,
+        "stages": {name: stage | {"corpora": weights}},
+        "seeds": [seed],
+    }
+    recipe = config.validate(Recipe, value, source=f"quilate {name}")
+    folder = out or Path("runs") / recipe.recipe
+    display = RunDisplay(quiet=json)
+    try:
+        with stop_on_signals() as stop:
+            run_recipe(recipe, base_folder=Path.cwd(), out=folder, listener=display, stop=stop)
+    finally:
+        display.close()
+    show_models(folder, json=json)
 
 
 def recipe_of(name: str, arm: dict[str, Any], flags: TaskFlags, *, base: str, seed: int) -> dict[str, Any]:

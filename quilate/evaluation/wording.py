@@ -184,6 +184,7 @@ ENGLISH = {
     "splits_leak": "The splits share texts or groups (allow_leak): scores are too high by an unknown amount.",
     "fewer_rows": "{asked:count} {split} rows were asked for and {available:count} are there; all of them are used.",
     "other_language": "{share:percent} of the corpus {corpus} is not in the language it should be in ({language}).",
+    "made_once": "{names:names}: made once for all seeds, so how much another seed would change it is in no interval.",
     "leak_not_run": "The leak check did not run: nobody knows whether the training text contains the test items.",
     "busy_machine": "The machine was busy while times were taken (load {load:decimal} on {cores} cores); they may be "
     "too long.",
@@ -246,6 +247,8 @@ SPANISH = {
     "se sabe cuánto.",
     "fewer_rows": "Se pidieron {asked:count} filas para {split} y hay {available:count}; se usan todas.",
     "other_language": "El {share:percent} del corpus {corpus} no está en el idioma en que debería ({language}).",
+    "made_once": "{names:names}: se hizo una vez para todas las semillas, así que ningún intervalo incluye cuánto lo "
+    "cambiaría otra.",
     "leak_not_run": "No se comprobó si hay fuga: no se sabe si el texto de entrenamiento contiene los casos de prueba.",
     "busy_machine": "La máquina estaba ocupada al medir los tiempos (carga {load:decimal} con {cores} núcleos); "
     "pueden ser excesivos.",

@@ -39,6 +39,9 @@ class TextTraining(Config):
     corpora: dict[str, float] = Field(min_length=1)
     """Share of each corpus in the training tokens; the name `task` means the task's own training texts (TAPT). A
     general corpus beside a domain one is replay: it keeps the model from forgetting."""
+    once: bool = False
+    """Make the model once, with the recipe's first seed, for all seeds of what stands on it. Cheaper; how much another
+    seed would have changed it is then in no interval, and the report says so."""
     tokens: int = Field(default=1_000_000, ge=1)
     """Training tokens in all."""
     batch_tokens: int = Field(default=8192, ge=1)

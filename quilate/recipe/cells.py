@@ -1,4 +1,4 @@
-"""A study's cells: one an arm and seed, with the score of those that are finished, whether the run is or not."""
+"""What a run has to show, finished or not: its cells (one an arm and seed) with their scores, and its models."""
 
 from __future__ import annotations
 
@@ -60,3 +60,36 @@ def _cell(run: Path, name: str, stages: dict[str, dict[str, Any]], metric: str) 
         load_average=max(float(m["measured"]["load_average"]) for m in (evaluated, solved)),
         stages={stage: stages[stage]["id"][:16] for stage in (solver, name)},
     )
+
+
+@dataclass(frozen=True)
+class MadeModel:
+    """A finished stage that trained on text. `before` and `after` are held-out losses by corpus, in `measure`; `folder`
+    is a plain model directory."""
+
+    stage: str
+    kind: str
+    train_tokens: int
+    seconds: float
+    parameters: int
+    measure: str
+    before: dict[str, float]
+    after: dict[str, float]
+    folder: str
+
+
+def models_of(run: Path) -> list[MadeModel]:
+    """The models that finished pretrain and adapt stages made, in the recipe's order."""
+    made = []
+    for name, stage in run_plan(run)["stages"].items():
+        folder = run / stage["folder"]
+        manifest = read_manifest(folder) if stage["kind"] in ("pretrain", "adapt") else None
+        if manifest is not None:
+            cost, facts = manifest["cost"], manifest["facts"]
+            made.append(
+                MadeModel(
+                    name, stage["kind"], cost["train_tokens"], cost["seconds"], facts["parameters"], facts["measure"],
+                    facts["before"] or {}, facts["after"], str(folder / "model"),
+                )
+            )  # fmt: skip
+    return made

@@ -31,6 +31,7 @@ class JudgedArm(Config):
     name: str
     phase: Phase
     method: str
+    deterministic: bool
     evaluations: list[str]
     """The evaluate stages, one a seed."""
 
@@ -38,6 +39,7 @@ class JudgedArm(Config):
 class ReportConfig(Config):
     recipe: str
     arms: list[JudgedArm]
+    made_once: list[str]
     margin: float
     resamples: int
     budget_seconds: float | None
@@ -63,6 +65,7 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
         allow_leak=task.config.allow_leak,
     )
     groups = [item.group for item in task.test] if task.config.group else None
+    once = [Notice(code="made_once", values={"names": list(config.made_once)})] if config.made_once else []
     judgement = judge(outcomes, gold_indices(task.test, task.labels), task.labels, groups, rules)
     evidence = assemble(
         judgement,
@@ -72,7 +75,7 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
         machine=_describe_machine(manifests),
         lineage=[*_sources(task, manifests), *(_link(m) for m in manifests.values())],
         language_modelling=[row for m in manifests.values() for row in _bits_per_byte(m)],
-        warnings=[*(Notice(**warning) for warning in task.report["warnings"]), *_corpus_warnings(manifests)],
+        warnings=[*(Notice(**warning) for warning in task.report["warnings"]), *_corpus_warnings(manifests), *once],
     )
     write_json(context.folder / "evidence.json", evidence)
     write_text(
@@ -124,18 +127,13 @@ def _outcome(arm: JudgedArm, folders: dict[str, Path], manifests: dict[str, Mani
         probabilities=[read_probabilities(folders[name]) for name in arm.evaluations],
         cost=_mean_cost(costs, trained),
         cost_per_1000=_mean([manifests[name]["facts"]["seconds_per_1000"] for name in arm.evaluations]),
-        seed_independent=_is_deterministic(arm),
+        seed_independent=arm.deterministic,
         train_rows=solved_by[0]["facts"].get("train_rows", 0),
         counts=counts,
         learning_curves=[read_metrics(folders[m["stage"]] / "metrics.jsonl") for m in trained if m is not None],
         stages=[m["stage"] for m in runs[0]],
         leaked=leaked,
     )
-
-
-def _is_deterministic(arm: JudgedArm) -> bool:
-    """What `seeds_of` runs once only: nothing in it is random."""
-    return arm.phase == "baseline" or arm.method in ("zero-shot", "head")
 
 
 def _stages_behind(name: str, manifests: dict[str, Manifest]) -> list[Manifest]:

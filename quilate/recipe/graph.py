@@ -10,11 +10,13 @@ from typing import Any
 from quilate.errors import ConfigError
 from quilate.files import digest
 from quilate.models.source import content_of_model
+from quilate.phases.adapt import AdaptConfig
 from quilate.phases.baselines import BaselineConfig
 from quilate.phases.corpus import content_of_corpus
 from quilate.phases.finetune import FinetuneConfig
 from quilate.phases.icl import IclConfig
 from quilate.phases.inputs import content_of_sources
+from quilate.phases.pretrain import PretrainConfig
 from quilate.recipe.kinds import stage_kind
 from quilate.recipe.schema import BASE, ArmConfig, Recipe, StageConfig, stands_on
 
@@ -105,16 +107,35 @@ def phase_and_method(recipe: Recipe, arm: ArmConfig) -> tuple[str, str]:
     return phase, f"{arm.on} then {method}"
 
 
-def seeds_of(recipe: Recipe, arm: ArmConfig) -> list[int]:
-    """The seeds an arm is run with: one if nothing in it is random."""
+def seeds_of(recipe: Recipe, node: ArmConfig | StageConfig) -> list[int]:
+    """The seeds an arm or stage is run with: one if neither it nor what it stands on changes with the seed."""
+    if isinstance(node, (PretrainConfig, AdaptConfig)):
+        return recipe.seeds[:1] if node.once else recipe.seeds
+    below = _below(recipe, node)
+    changes = _draws(node) or (below is not None and len(seeds_of(recipe, below)) > 1)
+    return recipe.seeds if changes else recipe.seeds[:1]
+
+
+def is_deterministic(recipe: Recipe, arm: ArmConfig) -> bool:
+    """Whether any seed at all would give the same."""
+    return not _draws(arm) and _below(recipe, arm) is None
+
+
+def _draws(arm: ArmConfig) -> bool:
+    """Whether an arm itself draws something: an order, initial weights, demonstrations."""
     match arm:
         case BaselineConfig():
-            random = False
+            return False
         case FinetuneConfig():  # a head has one solution
-            random = arm.method != "head" or arm.on != BASE
+            return arm.method != "head"
         case IclConfig():
-            random = arm.shots > 0 or arm.on != BASE
-    return recipe.seeds if random else recipe.seeds[:1]
+            return arm.shots > 0
+
+
+def _below(recipe: Recipe, node: ArmConfig | StageConfig) -> ArmConfig | StageConfig | None:
+    """What a node stands on; None if that is the base, or nothing."""
+    on = stands_on(node)
+    return None if on is None or on == BASE else (recipe.stages | recipe.arms)[on]
 
 
 def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
@@ -124,18 +145,19 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
         DataError: a source file or model is missing.
     """
     graph = Graph(recipe)
-    stage = {"task": recipe.task.as_json(), "sources": recipe.data.as_json(), "strict": recipe.strict}
-    graph.add("task", "task", stage, {}, content=content_of_sources(recipe.data, base_folder))
+    if recipe.task is not None and recipe.data is not None:
+        stage = {"task": recipe.task.as_json(), "sources": recipe.data.as_json(), "strict": recipe.strict}
+        graph.add("task", "task", stage, {}, content=content_of_sources(recipe.data, base_folder))
     if any(stands_on(node) == BASE for node in (recipe.stages | recipe.arms).values()):
         assert recipe.base is not None  # the recipe was validated
         graph.add(BASE, "base", {"model": recipe.base}, {}, content=content_of_model(recipe.base, base_folder))
     for name, corpus in recipe.corpora.items():
-        stage = {"corpus": corpus.as_json(), "allow_leak": recipe.task.allow_leak}
+        stage = {"corpus": corpus.as_json(), "allow_leak": recipe.task is not None and recipe.task.allow_leak}
         content = content_of_corpus(corpus, base_folder)
-        graph.add(f"corpus-{name}", "corpus", stage, {"task": "task"}, content=content)
+        graph.add(f"corpus-{name}", "corpus", stage, _task_of(graph), content=content)
     evaluated: dict[str, list[str]] = {}
     for name in _upstream_first(recipe.stages):
-        for seed in recipe.seeds:
+        for seed in seeds_of(recipe, recipe.stages[name]):
             _add_stage(graph, name, recipe.stages[name], seed)
     for name in _upstream_first(recipe.arms):
         arm = recipe.arms[name]
@@ -143,8 +165,13 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
             node = _add_arm(graph, name, arm, seed)
             inputs = {"task": "task", "arm": node}
             evaluated.setdefault(name, []).append(graph.add(f"{node}-evaluate", "evaluate", {}, inputs, arm=name))
-    _add_report(graph, evaluated)
+    if evaluated:
+        _add_report(graph, evaluated)
     return graph
+
+
+def _task_of(graph: Graph) -> dict[str, str]:
+    return {"task": "task"} if "task" in graph.nodes else {}
 
 
 def _upstream_first(named: Mapping[str, StageConfig | ArmConfig]) -> list[str]:
@@ -163,16 +190,20 @@ def _upstream_first(named: Mapping[str, StageConfig | ArmConfig]) -> list[str]:
     return ordered
 
 
-def _model_node(name: str, seed: int) -> str:
-    return BASE if name == BASE else f"{name}-s{seed}"
+def _model_node(recipe: Recipe, name: str, seed: int) -> str:
+    """The node whose model a node of this seed stands on: of the same seed, if it was made with it."""
+    if name == BASE:
+        return BASE
+    seeds = seeds_of(recipe, (recipe.stages | recipe.arms)[name])
+    return f"{name}-s{seed if seed in seeds else seeds[0]}"
 
 
 def _add_stage(graph: Graph, name: str, stage: StageConfig, seed: int) -> None:
     """A stage trains on some corpora and is measured on all; the task's own texts may be among them."""
-    inputs = {"task": "task"} | {f"corpus:{corpus}": f"corpus-{corpus}" for corpus in graph.recipe.corpora}
+    inputs = _task_of(graph) | {f"corpus:{corpus}": f"corpus-{corpus}" for corpus in graph.recipe.corpora}
     on = stands_on(stage)
     if on is not None:
-        inputs["model"] = _model_node(on, seed)
+        inputs["model"] = _model_node(graph.recipe, on, seed)
     graph.add(f"{name}-s{seed}", stage.kind, stage.as_json(), inputs, seed=seed)
 
 
@@ -181,7 +212,7 @@ def _add_arm(graph: Graph, name: str, arm: ArmConfig, seed: int) -> str:
     inputs = {"task": "task"}
     on = stands_on(arm)
     if on is not None:
-        inputs["model"] = _model_node(on, seed)
+        inputs["model"] = _model_node(graph.recipe, on, seed)
     if isinstance(arm, FinetuneConfig):
         limits = [n for n in (arm.max_train_tokens, graph.recipe.budget.train_tokens) if n is not None]
         config["max_train_tokens"] = min(limits) if limits else None
@@ -193,10 +224,14 @@ def _add_report(graph: Graph, evaluated: dict[str, list[str]]) -> None:
     arms = []
     for name, evaluations in evaluated.items():
         phase, method = phase_and_method(recipe, recipe.arms[name])
-        arms.append({"name": name, "phase": phase, "method": method, "evaluations": evaluations})
+        deterministic = is_deterministic(recipe, recipe.arms[name])
+        arms.append(
+            {"name": name, "phase": phase, "method": method, "deterministic": deterministic, "evaluations": evaluations}
+        )
     config = {
         "recipe": recipe.recipe,
         "arms": arms,
+        "made_once": [name for name, stage in recipe.stages.items() if stage.once and len(recipe.seeds) > 1],
         "margin": recipe.margin,
         "resamples": recipe.resamples,
         "budget_seconds": recipe.budget.seconds,

@@ -64,7 +64,7 @@ def run_recipe(
             started = time.monotonic()
             run_in_subprocess(_spec(node, graph, out, base_folder), folder, on_event=listener.event, stop=stop)
             listener.finished(node, time.monotonic() - started, reused=False)
-        if until is None:
+        if until is None and "report" in graph.nodes:
             for name in ("evidence.json", "evidence.html"):
                 shutil.copyfile(graph.nodes["report"].folder(out) / name, out / name)
     return graph

@@ -47,16 +47,16 @@ class Recipe(Config):
     """The recipe's name; its results go to `runs/NAME` by default."""
     base: str | None = None
     """The base model: a model directory, a .gguf file, `package:NAME` or a hub name. Arms that use a model need it."""
-    data: LabelledSources
-    """Where the labelled rows are."""
-    task: TaskConfig
+    data: LabelledSources | None = None
+    """Where the labelled rows are. A recipe that only makes models needs none, and no `task` and `arms`."""
+    task: TaskConfig | None = None
     """What is to be solved."""
     corpora: dict[str, CorpusConfig] = Field(default_factory=dict)
     """Raw text, by name, for the stages to train on and to measure with."""
     stages: dict[str, StageConfig] = Field(default_factory=dict)
     """Models made before any arm, by name: `pretrain` and `adapt`. Every one is measured on every corpus."""
-    arms: dict[str, ArmConfig] = Field(min_length=1)
-    """The ways of solving it, by name."""
+    arms: dict[str, ArmConfig] = Field(default_factory=dict)
+    """The ways of solving the task, by name."""
     seeds: list[int] = Field(default=[0, 1], min_length=1)
     """One run of every arm a seed. Two show that an arm works, three are for studies, five for a claim."""
     budget: Budget = Budget()
@@ -84,6 +84,16 @@ class Recipe(Config):
                     f"'{name}' cannot be a name: use letters, digits, - and _, and none of {', '.join(RESERVED)}"
                 )
         return named
+
+    @model_validator(mode="after")
+    def _a_task_to_solve_or_models_to_make(self) -> Recipe:
+        given = [key for key in ("data", "task", "arms") if getattr(self, key)]
+        missing = [key for key in ("data", "task", "arms") if key not in given]
+        if given and missing:
+            raise ValueError(f"`{missing[0]}` is missing: {', '.join(f'`{key}`' for key in given)} need it")
+        if not given and not self.stages:
+            raise ValueError("there is nothing to do: give `data`, `task` and `arms`, or `corpora` and `stages`")
+        return self
 
     @model_validator(mode="after")
     def _everything_stands_on_something(self) -> Recipe:
@@ -116,7 +126,7 @@ class Recipe(Config):
             following = stands_on((self.stages | self.arms)[following])
 
     def _refuse_unknown_corpora(self) -> None:
-        known = [*self.corpora, TASK_CORPUS]
+        known = [*self.corpora, *([TASK_CORPUS] if self.task else [])]
         for name, stage in self.stages.items():
             unknown = [corpus for corpus in stage.corpora if corpus not in known]
             if unknown:

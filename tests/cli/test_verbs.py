@@ -119,3 +119,28 @@ def test_labelled_rows_have_one_width_and_say_who_abstains() -> None:
     assert {len(row) for row in rows} == {6}
     assert [row[1:4] for row in rows[1:]] == [["sí", "0.8000", "no"], ["", "0.5000", "yes"], ["", "", "yes"]]
     assert abstained == 2
+
+
+@pytest.mark.slow
+def test_pretrain_and_adapt_without_a_recipe(tmp_path: Path) -> None:
+    """A new model from raw text, then adapted to other text: each measured on text held out, each a plain directory."""
+    from transformers import AutoModelForCausalLM
+
+    notes = [f"Paciente {i}: {text}, en el año {1990 + i % 30}." for i in range(150) for text in WORDS.values()]
+    (tmp_path / "notas.txt").write_text("\n\n".join(notes), encoding="utf-8")
+    (tmp_path / "otras.txt").write_text("\n\n".join(f"Alta sin {n} incidencias." for n in range(150)), encoding="utf-8")
+    small = ("--tokens", "20000", "--language", "any", "--json")
+    done = quilate(tmp_path, "pretrain", "notas.txt", "--size", "tiny", "--vocabulary", "320", *small)
+    assert done.returncode == 0, done.stderr
+    [made] = json.loads(done.stdout)
+    assert made["measure"] == "bits per byte" and made["before"] == {} and 0 < made["after"]["text"] < 8
+    AutoModelForCausalLM.from_pretrained(tmp_path / made["folder"])
+    done = quilate(
+        tmp_path, "adapt", "otras.txt", "--base", made["folder"], "--replay", "notas.txt", "--lr", "1e-3", *small
+    )
+    assert done.returncode == 0, done.stderr
+    [adapted] = json.loads(done.stdout)
+    assert adapted["after"]["text"] < adapted["before"]["text"]
+    assert set(adapted["after"]) == {"text", "replay"}
+    shown = quilate(tmp_path, "report", "runs/otras-adapt")
+    assert shown.returncode == 0 and "→" in shown.stdout

@@ -8,7 +8,7 @@ import pytest
 
 from quilate.config import validate
 from quilate.errors import ConfigError
-from quilate.recipe.graph import phase_and_method, seeds_of
+from quilate.recipe.graph import is_deterministic, phase_and_method, seeds_of
 from quilate.recipe.schema import Recipe
 
 
@@ -35,6 +35,20 @@ def test_a_head_is_run_once_unless_what_it_stands_on_is_random() -> None:
     assert [len(seeds_of(one, one.arms[name])) for name in ("plain", "adapted", "lora")] == [1, 2, 2]
     assert phase_and_method(one, one.arms["plain"]) == ("fine-tuning", "head")
     assert phase_and_method(one, one.arms["adapted"]) == ("fine-tuning", "tapt then head")
+
+
+def test_a_model_made_once_serves_every_seed() -> None:
+    arms = {"zero": {"kind": "icl", "on": "tapt"}, "frozen": tuned("head", on="tapt"), "lora": tuned("lora", on="tapt")}
+    value = recipe(**arms).as_json()
+    assert [len(seeds_of(validate(Recipe, value, source="t"), arm)) for arm in recipe(**arms).arms.values()] == [
+        2,
+        2,
+        2,
+    ]
+    value["stages"]["tapt"]["once"] = True
+    once = validate(Recipe, value, source="t")
+    assert [len(seeds_of(once, arm)) for arm in once.arms.values()] == [1, 1, 2]
+    assert not any(is_deterministic(once, arm) for arm in once.arms.values())
 
 
 def test_nothing_stands_on_a_head() -> None:
@@ -72,3 +86,18 @@ def test_what_is_only_measured_is_not_trained_on() -> None:
     value["stages"]["tapt"]["corpora"]["c"] = 0.5
     with pytest.raises(ConfigError, match="all of which is held out"):
         validate(Recipe, value, source="t")
+
+
+def test_a_recipe_may_only_make_models() -> None:
+    made = {
+        "recipe": "r",
+        "corpora": {"c": {"path": "c.txt"}},
+        "stages": {"new": {"kind": "pretrain", "corpora": {"c": 1.0}}},
+    }
+    validate(Recipe, made, source="t")
+    with pytest.raises(ConfigError, match="`data` is missing"):
+        validate(Recipe, made | {"arms": {"a": {"kind": "baseline", "method": "tfidf"}}}, source="t")
+    with pytest.raises(ConfigError, match="names 'task', which is not in `corpora`"):
+        validate(Recipe, made | {"stages": {"new": {"kind": "pretrain", "corpora": {"task": 1.0}}}}, source="t")
+    with pytest.raises(ConfigError, match="nothing to do"):
+        validate(Recipe, {"recipe": "r"}, source="t")

