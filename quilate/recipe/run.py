@@ -13,12 +13,15 @@ from quilate.engine.runlog import Progress
 from quilate.errors import Interrupted
 from quilate.files import folder_lock, make_folder, write_json
 from quilate.recipe.evidence_stage import run_plan
-from quilate.recipe.executors.subprocess import run_in_subprocess
+from quilate.recipe.executors.subprocess import StageProcesses
 from quilate.recipe.graph import Graph, Node, build_graph
 from quilate.recipe.kinds import stage_kind
 from quilate.recipe.manifest import read_manifest
 from quilate.recipe.schema import Recipe
 from quilate.recipe.spec import StageSpec
+
+MAKE_MODELS = ("base", "pretrain")
+USE_NO_MODEL = ("task", "base", "corpus", "baseline", "report")
 
 
 class RunListener(Protocol):
@@ -46,7 +49,7 @@ def run_recipe(
         MachineError: another process works in `out`.
         QuilateError: what a stage raised.
     """
-    with folder_lock(out):
+    with folder_lock(out), StageProcesses() as processes:
         graph = build_graph(recipe, base_folder)
         nodes = graph.upstream(until) if until else list(graph.nodes.values())
         _write_plan(graph, recipe, base_folder, out)
@@ -62,7 +65,13 @@ def run_recipe(
                 continue
             listener.started(node, number, len(nodes), resumed=(folder / "checkpoints").exists())
             started = time.monotonic()
-            run_in_subprocess(_spec(node, graph, out, base_folder), folder, on_event=listener.event, stop=stop)
+            processes.run(
+                _spec(node, graph, out, base_folder),
+                folder,
+                uses_models=node.kind not in USE_NO_MODEL and any(n.kind in MAKE_MODELS for n in nodes),
+                on_event=listener.event,
+                stop=stop,
+            )
             listener.finished(node, time.monotonic() - started, reused=False)
         if until is None and "report" in graph.nodes:
             for name in ("evidence.json", "evidence.html"):

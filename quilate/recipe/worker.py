@@ -1,7 +1,11 @@
-"""The process a stage runs in: `python -m quilate.recipe.worker FOLDER`.
+"""The process a stage runs in: `python -m quilate.recipe.worker FOLDER`, or forked by that command given no folder.
 
 Reads `config.yaml`, does the work, writes `manifest.json`. Speaks to its parent in JSON lines on standard output:
 `{"progress": ...}` and `{"note": ...}`. Ends with the exit codes of `quilate.errors`; an error is left in `error.json`.
+
+Without a folder it is a server: every line of standard input, `{"folder": ..., "warm": ...}`, is a stage to run in a
+forked process, one after another. It says `{"began": PROCESS}` and `{"ended": EXIT_CODE}`. Importing transformers takes
+four seconds, and a recipe has dozens of stages.
 """
 
 from __future__ import annotations
@@ -15,16 +19,18 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from quilate.config import validate
 from quilate.engine.interrupts import StopRequest, stop_on_signals
 from quilate.errors import Interrupted, MachineError, QuilateError, explained_os_errors
 from quilate.files import read_json, write_json
 from quilate.phases.stage import StageContext
-from quilate.recipe.kinds import stage_kind
+from quilate.recipe.kinds import KINDS, stage_kind
 from quilate.recipe.manifest import Measured, write_manifest
 from quilate.recipe.spec import StageSpec
 
@@ -103,5 +109,47 @@ def main(folder: Path) -> int:
     return error.exit_code
 
 
+def serve() -> None:
+    """Fork a process for every stage named on standard input, until it is closed.
+
+    The server itself computes nothing: threads, of OpenMP say, would not survive in the forked processes.
+    """
+    die_with_parent()
+    warm = False
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        if wanted["warm"] and not warm:
+            warm = True
+            _import_what_models_need()
+        process = os.fork()
+        if process == 0:
+            _run_forked(Path(wanted["folder"]))
+        say(began=process)
+        _, status = os.waitpid(process, 0)
+        say(ended=os.waitstatus_to_exitcode(status))
+
+
+def _import_what_models_need() -> None:
+    with suppress(Exception):  # what is broken fails again in the stage, whose log is kept
+        for module in (*{place.partition(":")[0] for place in KINDS.values()}, "peft", "quilate.evaluation.metrics"):
+            import_module(module)
+
+
+def _run_forked(folder: Path) -> NoReturn:
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(log, 2)
+    os.dup2(nothing, 0)
+    code = 1
+    try:
+        code = main(folder)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # not sys.exit: the server's own end must not run here
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    if len(sys.argv) > 1:
+        sys.exit(main(Path(sys.argv[1])))
+    serve()

@@ -1,4 +1,4 @@
-"""Run a stage in a subprocess: its memory is freed when it ends, it can be killed, and it resumes."""
+"""Run stages in processes of their own: a stage's memory is freed when it ends, it can be killed, and it resumes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from threading import Thread
@@ -20,77 +22,149 @@ from quilate.errors import BY_EXIT_CODE, Interrupted, MachineError, QuilateError
 from quilate.files import make_folder, read_json
 from quilate.recipe.spec import StageSpec
 
+USES_NETWORK = ("base",)  # a hub name is fetched there, and nowhere else
+
 EventListener = Callable[[Progress | str], None]
 
 
-def run_in_subprocess(spec: StageSpec, folder: Path, *, on_event: EventListener, stop: StopRequest) -> None:
-    """Run one stage to its end.
+class StageProcesses:
+    """Runs stages one after another, each in a process of its own.
 
-    Args:
-        on_event: receives progress, and notes as plain text.
-        stop: when set, the stage is asked to save and leave.
-
-    Raises:
-        QuilateError: whatever the stage raised, with its own exit code; Interrupted (75) if it was stopped.
-        MachineError: it was killed.
+    The processes are forked from one server, `python -m quilate.recipe.worker`, which has imported what takes seconds;
+    it starts with the first stage. A stage that may use the network has a server to itself: whether it may is read when
+    libraries are imported. Use it as a context: at its end nothing is left running.
     """
-    make_folder(folder)
-    spec.write(folder)
-    (folder / "error.json").unlink(missing_ok=True)
-    with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "quilate.recipe.worker", str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            encoding="utf-8",
-            env=_environment(offline=spec.kind != "base"),
-            start_new_session=True,  # Ctrl-C reaches the parent alone, which passes it on exactly once
-        )
+
+    def __init__(self) -> None:
+        self._server: _Server | None = None
+
+    def __enter__(self) -> StageProcesses:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def run(
+        self, spec: StageSpec, folder: Path, *, uses_models: bool, on_event: EventListener, stop: StopRequest
+    ) -> None:
+        """Run one stage to its end.
+
+        Args:
+            uses_models: import what models need before forking, if that is not done yet.
+            on_event: receives progress, and notes as plain text.
+            stop: when set, the stage is asked to save and leave.
+
+        Raises:
+            QuilateError: whatever the stage raised, with its own exit code; Interrupted (75) if it was stopped.
+            MachineError: it was killed.
+        """
+        make_folder(folder)
+        spec.write(folder)
+        (folder / "error.json").unlink(missing_ok=True)
+        offline = spec.kind not in USES_NETWORK
+        if self._server is not None and self._server.offline != offline:
+            self._close()
+        if self._server is None:
+            self._server = _Server(offline=offline, log=folder / "log.txt")
+        finished = False
         try:
-            for line in _lines(process, stop):
-                on_event(_event(line))
+            code = self._server.run(folder, warm=uses_models and not _has_gpu(), on_event=on_event, stop=stop)
+            finished = True
         finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-    if stop and process.returncode == -signal.SIGTERM:  # it was asked to leave before it had learned to listen
-        raise Interrupted(
-            f"stopped by {stop.signal} while stage {spec.name} started", hint="run the same command again"
-        )
-    if process.returncode != 0:
-        raise _failure(process.returncode, spec.name, folder)
+            if not finished:  # a listener raised, or the server is gone: leave no stage running unattended
+                self._close()
+        if stop and code == -signal.SIGTERM:  # it was asked to leave before it had learned to listen
+            raise Interrupted(
+                f"stopped by {stop.signal} while stage {spec.name} started", hint="run the same command again"
+            )
+        if code != 0:
+            raise _failure(code, spec.name, folder)
+
+    def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
 
-def _lines(process: subprocess.Popen[str], stop: StopRequest) -> Iterator[str]:
-    """The worker's lines as they come; passes a stop request on, once."""
-    received: queue.Queue[str | None] = queue.Queue()
+class _Server:
+    """The process that stages are forked from, and its lines as they come."""
 
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            received.put(line)
-        received.put(None)
+    def __init__(self, *, offline: bool, log: Path) -> None:
+        self.offline = offline
+        with log.open("a", encoding="utf-8") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "quilate.recipe.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                encoding="utf-8",
+                env=_environment(offline=offline),
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which passes it on exactly once
+            )
+        self._received: queue.Queue[str | None] = queue.Queue()
+        Thread(target=self._read, daemon=True).start()
 
-    Thread(target=read, daemon=True).start()
-    passed_on = False
-    while True:
-        if stop and not passed_on:
-            process.terminate()
-            passed_on = True
-        try:
-            line = received.get(timeout=0.2)
-        except queue.Empty:
-            continue
-        if line is None:
-            process.wait()
-            return
-        yield line
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._received.put(line)
+        self._received.put(None)
+
+    def run(self, folder: Path, *, warm: bool, on_event: EventListener, stop: StopRequest) -> int:
+        """Run the stage in `folder`; returns its exit code, negative for a signal. Passes a stop request on, once."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"folder": str(folder), "warm": warm}) + "\n")
+        self._process.stdin.flush()
+        stage, told = None, False
+        while True:
+            if stop and stage is not None and not told:
+                with suppress(ProcessLookupError):
+                    os.kill(stage, signal.SIGTERM)
+                told = True
+            try:
+                line = self._received.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            if line is None:
+                code = self._process.wait()
+                return code if code != 0 else 1
+            event = _event(line)
+            if isinstance(event, Began):
+                stage = event.process
+            elif isinstance(event, Ended):
+                return event.code
+            else:
+                on_event(event)
+
+    def close(self) -> None:
+        """End the server, and with it the stage it may still run."""
+        self._process.kill()
+        self._process.wait()
 
 
-def _event(line: str) -> Progress | str:
+@dataclass(frozen=True)
+class Began:
+    process: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+
+
+def _has_gpu() -> bool:
+    """Whether CUDA may be initialized while libraries are imported: it does not survive a fork."""
+    return Path("/dev/nvidiactl").exists()
+
+
+def _event(line: str) -> Progress | Began | Ended | str:
     try:
         event: dict[str, Any] = json.loads(line)
+        if "began" in event:
+            return Began(event["began"])
+        if "ended" in event:
+            return Ended(event["ended"])
         return Progress(**event["progress"]) if "progress" in event else str(event["note"])
     except (ValueError, KeyError, TypeError):
         return line.rstrip()  # a library printed something; show it rather than lose it
