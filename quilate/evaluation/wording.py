@@ -247,8 +247,8 @@ SPANISH = {
     "se sabe cuánto.",
     "fewer_rows": "Se pidieron {asked:count} filas para {split} y hay {available:count}; se usan todas.",
     "other_language": "El {share:percent} del corpus {corpus} no está en el idioma en que debería ({language}).",
-    "made_once": "{names:names}: hecho una sola vez para todas las semillas; ningún intervalo incluye cuánto lo cambiaría "
-    "otra.",
+    "made_once": "{names:names}: hecho una sola vez para todas las semillas; ningún intervalo incluye cuánto lo "
+    "cambiaría otra.",
     "leak_not_run": "No se comprobó si hay fuga: no se sabe si el texto de entrenamiento contiene los casos de prueba.",
     "busy_machine": "La máquina estaba ocupada al medir los tiempos (carga {load:decimal} con {cores} núcleos); "
     "pueden ser excesivos.",
