@@ -34,9 +34,13 @@ task:
 arms:
   lora: {{kind: finetune, method: lora, lora: {{rank: 4, dropout: 0.2}}, precision: bf16, batch_size: 6, epochs: 3,
          checkpoint_steps: 3, lr: 1e-2}}
+  adapter: {{kind: finetune, method: adapter, adapter: {{size: 4}}, precision: bf16, batch_size: 6, epochs: 3,
+            checkpoint_steps: 3, lr: 1e-2}}
   full: {{kind: finetune, method: full, precision: fp32, batch_size: 6, epochs: 3, checkpoint_steps: 3}}
 seeds: [0]
 """
+
+ARMS = ("lora", "adapter", "full")
 
 
 class Silent:
@@ -99,9 +103,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, llama_directory: Path) -> Pl
 @pytest.fixture(scope="module")
 def undisturbed(place: Place) -> dict[str, Path]:
     out = place.fresh("undisturbed")
-    for arm in ("lora", "full"):
+    for arm in ARMS:
         place.run(f"{arm}-s0", out)
-    return {arm: place.stage(out, f"{arm}-s0") for arm in ("lora", "full")}
+    return {arm: place.stage(out, f"{arm}-s0") for arm in ARMS}
 
 
 def bytes_of(stage: Path) -> dict[str, bytes]:
@@ -116,7 +120,7 @@ def _listening_again(place: Place) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["lora", "full"])
+@pytest.mark.parametrize("arm", ARMS)
 def test_kill_9_inside_training_then_run_again(
     place: Place, undisturbed: dict[str, Path], arm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
