@@ -59,7 +59,7 @@ def report(
 def _write_page(run: Path, page: Path, lang: Language | None, *, finished: bool) -> list[Path]:
     """The evidence as Markdown, or the cells so far; and `STEM-cells.json`, the score of every arm and seed."""
     from quilate.files import write_json
-    from quilate.recipe.cells import cells_of
+    from quilate.recipe.cells import cells_of, models_of
     from quilate.recipe.evidence_stage import read_evidence, run_plan
     from quilate.report.markdown import write_markdown, write_unfinished
 
@@ -68,7 +68,8 @@ def _write_page(run: Path, page: Path, lang: Language | None, *, finished: bool)
     write_json(listed, cells)
     if finished:
         evidence = read_evidence(run)
-        return [*write_markdown(evidence, page, lang or _language_of(evidence["task"])), listed]
+        models = [asdict(model) for model in models_of(run)]
+        return [*write_markdown(evidence, models, page, lang or _language_of(evidence["task"])), listed]
     task = run_plan(run)["recipe"]["task"]
     return [*write_unfinished(task["name"], cells, page, lang or _language_of(task)), listed]
 

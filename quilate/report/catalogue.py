@@ -121,6 +121,17 @@ _BOTH: dict[str, tuple[str, str]] = {
         "Bits needed per byte of held-out text; lower is better.",
         "Bits necesarios por byte de texto reservado; menos es mejor.",
     ),
+    "models": ("The models made from text", "Los modelos hechos a partir de texto"),
+    "models.note": (
+        "How well each predicts text held out of every corpus, before and after; lower is better. Only values of one "
+        "measure compare.",
+        "Cómo predice cada uno el texto reservado de cada corpus, antes y después; menos es mejor. Solo se comparan "
+        "valores de una misma medida.",
+    ),
+    "measure": ("Measure", "Medida"),
+    "measure.bits per byte": ("bits per byte", "bits por byte"),
+    "measure.nats per masked token": ("nats per masked token", "nats por token oculto"),
+    "parameters.all": ("Parameters", "Parámetros"),
     "model": ("Model", "Modelo"),
     # lineage
     "lineage": ("Where it comes from", "De dónde procede"),

@@ -16,11 +16,15 @@ from quilate.report.language import Language
 from quilate.report.table import badge_of
 
 
-def write_markdown(evidence: dict[str, Any], page: Path, lang: str = "en") -> list[Path]:
+def write_markdown(
+    evidence: dict[str, Any], models: Sequence[Mapping[str, Any]], page: Path, lang: str = "en"
+) -> list[Path]:
     """Write `page` and, beside it, its figure as `STEM-cost.svg`.
 
     Args:
         evidence: the content of `evidence.json`.
+        models: those that the run made from text: `stage`, `parameters`, `train_tokens`, `seconds`, `measure`, and
+            `before` and `after` by corpus.
         page: where to; its folder must exist.
         lang: "en" or "es".
 
@@ -45,7 +49,8 @@ def write_markdown(evidence: dict[str, Any], page: Path, lang: str = "en") -> li
         figure=figure.name,
         badges={arm.name: badge_of(arm, found) for arm in found.arms},
         confidence=f"{100 * found.rules.confidence:g}",
-        bits=figures.by_model_and_corpus(found.language_modelling),
+        models=models,
+        corpora=list(dict.fromkeys(corpus for model in models for corpus in model["after"])),
     )
     write_text(page, re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
     return [page, figure]

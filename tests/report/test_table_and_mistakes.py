@@ -52,8 +52,11 @@ def test_mistakes_hold_every_wrong_answer_and_only_those() -> None:
 def test_the_markdown_page_says_what_the_table_says(
     evidence: dict[str, Any], tmp_path: Path, lang: str, word: str
 ) -> None:
-    page, figure = write_markdown(evidence, tmp_path / "estudio.md", lang)
+    made = {"stage": "tapt-s0", "parameters": 2e6, "train_tokens": 3000, "seconds": 60, "measure": "bits per byte"}
+    made |= {"before": {"texto": 2.5}, "after": {"texto": 2.25, "otro": 3.0}}
+    page, figure = write_markdown(evidence, [made], tmp_path / "estudio.md", lang)
     text = page.read_text(encoding="utf-8")
+    assert ("| 2.500 → 2.250 | 3.000 |" if lang == "en" else "| 2,500 → 2,250 | 3,000 |") in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     for arm in evidence["arms"]:
         assert any(row.startswith(f"| {cell(arm['name'])} |") for row in rows)
