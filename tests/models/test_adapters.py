@@ -8,37 +8,17 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from support import ARCHITECTURES, SENTENCES, random_examples, save_directory, tiny_llama, tiny_tokenizer
+from support import ARCHITECTURES, save_directory, tiny_llama
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from trained import logits_of, trained
+from transformers import AutoModelForCausalLM
 
-from quilate.data.packing import pack
-from quilate.engine.language_modelling import LanguageModellingLoss
-from quilate.engine.loop import optimizer_step
 from quilate.errors import ModelError
 from quilate.models.create import create, shape_config
 from quilate.models.load import load_causal, load_tokenizer, save_model, trainable_parameters
 from quilate.models.tuning.bottleneck import BottleneckConfig, add_bottlenecks
 from quilate.models.tuning.freeze import train_last_layers
 from quilate.models.tuning.lora import LoraConfig, add_lora
-from quilate.optim.adamw import AdamW
-
-TOKENS = torch.tensor([tiny_tokenizer()(SENTENCES[0]).input_ids])
-
-
-@torch.no_grad()
-def logits_of(model: PreTrainedModel) -> torch.Tensor:
-    return model.eval()(input_ids=TOKENS, use_cache=False).logits
-
-
-def trained(model: PreTrainedModel, steps: int = 3) -> PreTrainedModel:
-    loss = LanguageModellingLoss(model)
-    optimizer = AdamW(model.named_parameters(), rounding=torch.Generator().manual_seed(0))
-    batch = pack(random_examples([20, 14, 9]))
-    for _ in range(steps):
-        assert optimizer_step([batch], loss, optimizer, learning_rate=1e-2, clip_norm=1.0).applied
-    optimizer.write_nearest()
-    return model
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "falcon"])

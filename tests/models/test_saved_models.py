@@ -11,32 +11,14 @@ import peft
 import pytest
 import torch
 from support import ARCHITECTURES, SENTENCES, gradients_of, random_examples, save_directory, tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from trained import TOKENS, logits_of, trained
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quilate.data.packing import pack
 from quilate.engine.language_modelling import LanguageModellingLoss
-from quilate.engine.loop import optimizer_step
 from quilate.models.heads import divide
 from quilate.models.load import context_length, load_causal, load_tokenizer, save_model, trainable_parameters
 from quilate.models.tuning.lora import LoraConfig, add_lora
-from quilate.optim.adamw import AdamW
-
-TOKENS = torch.tensor([tiny_tokenizer()(SENTENCES[0]).input_ids])
-
-
-@torch.no_grad()
-def logits_of(model: PreTrainedModel) -> torch.Tensor:
-    return model.eval()(input_ids=TOKENS, use_cache=False).logits
-
-
-def trained(model: PreTrainedModel, steps: int = 3) -> PreTrainedModel:
-    loss = LanguageModellingLoss(model)
-    optimizer = AdamW(model.named_parameters(), rounding=torch.Generator().manual_seed(0))
-    batch = pack(random_examples([20, 14, 9]))
-    for _ in range(steps):
-        assert optimizer_step([batch], loss, optimizer, learning_rate=1e-2, clip_norm=1.0).applied
-    optimizer.write_nearest()
-    return model
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "falcon"])

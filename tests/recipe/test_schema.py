@@ -63,7 +63,11 @@ def test_no_weights_train_on_top_of_a_bottleneck(method: str) -> None:
 
 
 def test_a_head_and_a_prompt_may_stand_on_a_bottleneck() -> None:
-    recipe(first=tuned("adapter"), second=tuned("head", on="first"), third={"kind": "icl", "on": "first"})
+    one = recipe(first=tuned("adapter"), second=tuned("head", on="first"), third={"kind": "icl", "on": "first"})
+    assert [phase_and_method(one, one.arms[name])[1] for name in ("second", "third")] == [
+        "first then head",
+        "first then zero-shot",
+    ]
 
 
 @pytest.mark.parametrize(
