@@ -118,6 +118,8 @@ def _describe(error: ErrorDetails, value: Any, source: str, lines: Mapping[Locat
     where = source if line is None else f"{source}, line {line}"
     key = ".".join(map(str, location))
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "union_tag_not_found":
+        message = "`kind` is missing: it says what this is"
     seen = ""
     if error["type"] not in ("unknown_key", "missing", "value_error") and not isinstance(error["input"], (dict, list)):
         seen = f" (seen: {error['input']!r})"

@@ -105,3 +105,8 @@ def test_a_recipe_may_only_make_models() -> None:
         validate(Recipe, made | {"stages": {"new": {"kind": "pretrain", "corpora": {"task": 1.0}}}}, source="t")
     with pytest.raises(ConfigError, match="nothing to do"):
         validate(Recipe, {"recipe": "r"}, source="t")
+
+
+def test_an_arm_without_a_kind_is_told_so() -> None:
+    with pytest.raises(ConfigError, match=r"arms\.lora: `kind` is missing"):
+        recipe(lora={"lr": 1e-4})
