@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from quilate.evaluation.schema import ArmEvidence, LanguageModelling
+from quilate.evaluation.schema import ArmEvidence
 from quilate.report.language import Language
 
 Width = Literal["wide", "narrow"]
@@ -79,22 +78,6 @@ def standalone(svg: str) -> str:
     svg = re.sub(r"var\((--[\w-]+)\)", lambda found: colours[found[1]], svg)
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     return svg.replace("<svg", f'<svg {names} style="background: {colours["--card"]}; font-family: sans-serif"', 1)
-
-
-@dataclass(frozen=True)
-class BitsTable:
-    """Bits per byte, `rows[model][corpus]`; `corpora` in the order in which they first occur."""
-
-    corpora: list[str]
-    rows: dict[str, dict[str, float]]
-
-
-def by_model_and_corpus(measured: list[LanguageModelling]) -> BitsTable:
-    """The measurements as a table: a row a model, a column a corpus."""
-    rows: dict[str, dict[str, float]] = {}
-    for row in measured:
-        rows.setdefault(row.model, {})[row.corpus] = row.bits_per_byte
-    return BitsTable(list(dict.fromkeys(row.corpus for row in measured)), rows)
 
 
 def _axes(width: Width, wide: tuple[float, float], narrow: tuple[float, float]) -> tuple[Figure, Axes]:

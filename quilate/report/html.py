@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from quilate.evaluation.evidence import parse
-from quilate.evaluation.schema import ArmEvidence, Evidence
+from quilate.evaluation.schema import ArmEvidence, Evidence, LanguageModelling
 from quilate.report import figures
 from quilate.report.language import Language
 from quilate.report.table import badge_of
@@ -44,7 +45,7 @@ def render_html(evidence: dict[str, Any], lang: str = "en") -> str:
         badges={arm.name: badge_of(arm, found) for arm in found.arms},
         figure=_figures(found, shown, t),
         confidence=f"{100 * found.rules.confidence:g}",
-        bits=figures.by_model_and_corpus(found.language_modelling),
+        bits=by_model_and_corpus(found.language_modelling),
         budget=_budget(found, t),
         sources={link.id: link.stage for link in found.lineage},
     )
@@ -77,3 +78,19 @@ def _budget(evidence: Evidence, t: Language) -> str | None:
     if evidence.rules.budget_tokens is not None:
         parts.append(t("method.budget.tokens", tokens=evidence.rules.budget_tokens))
     return t.names(parts) if parts else None
+
+
+@dataclass(frozen=True)
+class BitsTable:
+    """Bits per byte, `rows[model][corpus]`; `corpora` in the order in which they first occur."""
+
+    corpora: list[str]
+    rows: dict[str, dict[str, float]]
+
+
+def by_model_and_corpus(measured: list[LanguageModelling]) -> BitsTable:
+    """The measurements as a table: a row a model, a column a corpus."""
+    rows: dict[str, dict[str, float]] = {}
+    for row in measured:
+        rows.setdefault(row.model, {})[row.corpus] = row.bits_per_byte
+    return BitsTable(list(dict.fromkeys(row.corpus for row in measured)), rows)
