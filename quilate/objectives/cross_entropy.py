@@ -83,3 +83,86 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if bias_grad is None else (bias_grad * scale).to(bias_dtype),
             None,
         )
+
+
+def linear_token_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """log softmax(hidden @ weight.T + bias)[target] of every position, in chunks of rows.
+
+    What a position counts for is only known in the backward pass, which therefore multiplies the head once more;
+    `linear_cross_entropy_sum` need not and is to be preferred where all positions count the same. For log-probabilities
+    at a temperature divide `hidden` and `bias` by it.
+
+    Args:
+        hidden: [S, D]; weight: [V, D]; bias: [V] or None; targets: [S], int64.
+
+    Returns:
+        [S], fp32.
+    """
+    log_probs: Tensor = _LinearTokenLogProbs.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+    return log_probs
+
+
+class _LinearTokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        chosen = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        log_normalizer = torch.empty_like(chosen)
+        for start in range(0, hidden.shape[0], CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            logits = F.linear(hidden[rows], weight, bias).float()
+            log_normalizer[rows] = logits.logsumexp(-1)
+            chosen[rows] = logits.gather(-1, targets[rows, None])[:, 0]
+        ctx.save_for_backward(hidden, weight, bias, targets, log_normalizer)
+        return chosen - log_normalizer
+
+    @staticmethod
+    def backward(ctx: Any, *row_grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        hidden, weight, bias, targets, log_normalizer = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        hidden_grad = torch.empty_like(hidden) if needs_hidden else None
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
+        for start in range(0, hidden.shape[0], CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            scale = row_grads[0][rows, None]
+            logits_grad = F.linear(hidden[rows], weight, bias).float().sub_(log_normalizer[rows, None]).exp_()
+            logits_grad.mul_(-scale).scatter_add_(-1, targets[rows, None], scale.to(torch.float32))
+            if bias_grad is not None:
+                bias_grad += logits_grad.sum(0)
+            logits_grad = logits_grad.to(hidden.dtype)
+            if hidden_grad is not None:
+                hidden_grad[rows] = logits_grad @ weight
+            if weight_grad is not None:
+                weight_grad += logits_grad.T @ hidden[rows]
+        return (
+            hidden_grad,
+            None if weight_grad is None else weight_grad.to(weight.dtype),
+            None if bias_grad is None else bias_grad.to(bias.dtype),
+            None,
+        )
+
+
+@torch.no_grad()
+def linear_kl_sum(
+    hidden: Tensor,
+    head: tuple[Tensor, Tensor | None],
+    reference_hidden: Tensor,
+    reference_head: tuple[Tensor, Tensor | None],
+) -> Tensor:
+    """Sum over positions of KL(softmax(hidden @ W.T + b) || the same of the reference), over the whole vocabulary.
+
+    A measure, not a loss: it has no gradient.
+
+    Args:
+        hidden, reference_hidden: [S, D]; the heads: (weight [V, D], bias [V] or None).
+
+    Returns:
+        A scalar, fp64.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+    for start in range(0, hidden.shape[0], CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        log_p = F.linear(hidden[rows], *head).float().log_softmax(-1)
+        log_q = F.linear(reference_hidden[rows], *reference_head).float().log_softmax(-1)
+        total += (log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64)
+    return total

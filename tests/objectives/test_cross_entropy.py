@@ -8,7 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quilate.objectives import cross_entropy
-from quilate.objectives.cross_entropy import cross_entropy_sum, linear_cross_entropy_sum
+from quilate.objectives.cross_entropy import (
+    cross_entropy_sum,
+    linear_cross_entropy_sum,
+    linear_kl_sum,
+    linear_token_log_probs,
+)
 
 
 def problem(
@@ -107,3 +112,64 @@ def test_logits_far_from_zero_stay_finite() -> None:
     torch.testing.assert_close(cross_entropy_sum(logits, torch.tensor([0, 2])), torch.tensor(9997.0))
     loss = linear_cross_entropy_sum(logits, torch.eye(3), None, torch.tensor([0, 2]))
     torch.testing.assert_close(loss, torch.tensor(9997.0))
+
+
+def weighted_reference(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Log-probabilities, and the gradients of their weighted sum, in float64 by autograd."""
+    leaves = [t.detach().double().requires_grad_() for t in (hidden, weight, bias) if t is not None]
+    logits = F.linear(leaves[0], leaves[1], leaves[2] if bias is not None else None)
+    log_probs = logits.log_softmax(-1)[torch.arange(len(targets)), targets]
+    return log_probs.detach(), list(torch.autograd.grad((log_probs * scale.double()).sum(), leaves))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 8, 21])
+def test_token_log_probs_and_their_gradients_equal_float64(
+    monkeypatch: pytest.MonkeyPatch, rows: int, bias: bool
+) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 8)
+    hidden, weight, offset, targets = problem(rows, bias=bias)
+    scale = torch.randn(rows, generator=torch.Generator().manual_seed(3))
+    log_probs = linear_token_log_probs(hidden, weight, offset, targets)
+    (log_probs * scale).sum().backward()
+    expected, gradients = weighted_reference(hidden, weight, offset, targets, scale)
+    assert log_probs.dtype == torch.float32 and log_probs.shape == (rows,)
+    torch.testing.assert_close(log_probs.detach().double(), expected, rtol=1e-6, atol=1e-5)
+    for tensor, gradient in zip([t for t in (hidden, weight, offset) if t is not None], gradients, strict=True):
+        torch.testing.assert_close(tensor.grad.double(), gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_token_log_probs_through_a_frozen_head_and_in_bf16() -> None:
+    hidden, weight, _, targets = problem(30, bias=False, dtype=torch.bfloat16)
+    frozen = weight.detach()
+    scale = torch.linspace(-1, 2, 30)
+    (linear_token_log_probs(hidden, frozen, None, targets) * scale).sum().backward()
+    _, (gradient, _) = weighted_reference(hidden, weight, None, targets, scale)
+    assert frozen.grad is None and hidden.grad.dtype == torch.bfloat16
+    assert (hidden.grad.double() - gradient).norm() < 0.02 * gradient.norm()
+
+
+def test_token_log_probs_never_hold_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept for the backward pass has one number a row, not one a row and token."""
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 8)
+    hidden, weight, _, targets = problem(64, bias=False)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        linear_token_log_probs(hidden, weight, None, targets)
+    assert max(kept) == hidden.numel() < 64 * weight.shape[0]
+
+
+def test_kl_of_two_heads_equals_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 8)
+    hidden, weight, offset, _ = problem(20, bias=True)
+    other, other_weight, _, _ = problem(21, bias=True)
+    other = other[:20]
+    expected = F.kl_div(
+        F.linear(other, other_weight).double().log_softmax(-1),
+        F.linear(hidden, weight, offset).double().log_softmax(-1),
+        log_target=True, reduction="sum",
+    )  # fmt: skip
+    torch.testing.assert_close(linear_kl_sum(hidden, (weight, offset), other, (other_weight, None)), expected)
+    assert linear_kl_sum(hidden, (weight, offset), hidden, (weight, offset)).item() == 0
