@@ -32,14 +32,14 @@ def chat(
 
     from quilate.cli.display import result_console
     from quilate.errors import UsageError
-    from quilate.inference.chat import Conversation
+    from quilate.inference.chat import ChatSession
     from quilate.models.source import resolve_model
 
     if temperature < 0:
         raise UsageError(f"--temperature {temperature}: it must be 0 or more", hint="0 is greedy, 0.7 is usual")
     notes = result_console()
     local = resolve_model(model, note=lambda line: print(line, file=sys.stderr))
-    conversation = Conversation(local.path, adapter=adapter, system=system)
+    conversation = ChatSession(local.path, adapter=adapter, system=system)
     if sys.stdin.isatty():
         notes.print(f"{local.path.name}: /new starts again, /exit leaves", style="dim")
     while True:

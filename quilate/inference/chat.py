@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from threading import Thread
@@ -14,9 +15,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from quilate.errors import ModelError
 from quilate.models.load import context_length, load_causal, load_tokenizer
 from quilate.models.precision import compute_dtype
-from quilate.tasks.templates import SandboxedTemplate
-
-Message = dict[str, str]
+from quilate.tokenization.chat import ChatTemplate, Message, template_of
 
 
 class _StopFlag(StoppingCriteria):  # type: ignore[misc]  # transformers is not followed
@@ -29,7 +28,7 @@ class _StopFlag(StoppingCriteria):  # type: ignore[misc]  # transformers is not 
         return torch.full((input_ids.shape[0],), self.set, device=input_ids.device)
 
 
-class Conversation:
+class ChatSession:
     """A model, its template and the turns so far.
 
     Args:
@@ -43,16 +42,12 @@ class Conversation:
 
     def __init__(self, model: Path, *, adapter: Path | None = None, system: str | None = None) -> None:
         self.tokenizer = load_tokenizer(adapter or model)
-        template = self.tokenizer.chat_template or load_tokenizer(model).chat_template
-        if not isinstance(template, str):
-            raise ModelError(
-                f"{model} has no chat template: it was not made for conversation", hint="use an instruct model"
-            )
-        self._template = SandboxedTemplate(template, name=f"the chat template of {model.name}", chat=True)
+        source = template_of(self.tokenizer) or template_of(load_tokenizer(model))
+        self.template = ChatTemplate(self.tokenizer, source, name=model.name)
         self.model = load_causal(adapter or model, dtype=compute_dtype())
         self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
 
-    def fresh(self, system: str | None) -> Conversation:
+    def fresh(self, system: str | None) -> ChatSession:
         """The same model, no turns."""
         other = copy(self)
         other.messages = [{"role": "system", "content": system}] if system else []
@@ -60,10 +55,15 @@ class Conversation:
 
     def prompt(self) -> str:
         """The conversation as the model sees it, ending where its answer begins."""
-        special = {
-            name: str(token) for name, token in self.tokenizer.special_tokens_map.items() if isinstance(token, str)
-        }
-        return self._template.render(messages=self.messages, add_generation_prompt=True, tools=None, **special)
+        return self.template.render(self.messages, add_generation_prompt=True)
+
+    def stop_tokens(self) -> list[int]:
+        """Every token that ends an answer: the tokenizer's end, the model's, and what the template ends a turn with."""
+        configured = self.model.generation_config.eos_token_id
+        ends = {self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+        with suppress(ModelError):  # not every template shows where a turn ends; those that do not are for asking only
+            ends.add(self.template.end_of_turn())
+        return sorted(int(end) for end in ends if end is not None)
 
     def answer(self, text: str, *, max_new_tokens: int = 512, temperature: float = 0.7) -> Generator[str, None, None]:
         """Add the user's turn and yield the answer in pieces; the finished answer becomes a turn.
@@ -84,7 +84,7 @@ class Conversation:
             max_new_tokens=min(max_new_tokens, room),
             do_sample=temperature > 0,
             temperature=temperature if temperature > 0 else None,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_id=self.stop_tokens(),
             pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
             use_cache=True,
         )

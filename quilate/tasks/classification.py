@@ -39,7 +39,8 @@ from quilate.tasks.columns import Condition, Row, TextColumn, columns_of, filter
 from quilate.tasks.labels import Item, cell_text, check_verbalizers, verbalizers_of
 from quilate.tasks.leaks import Leaks, find_leaks, normalize
 from quilate.tasks.splits import SplitConfig, carve_dev, sample, split, tie_duplicates
-from quilate.tasks.templates import PromptTemplate, is_template
+from quilate.tasks.templates import PromptTemplate
+from quilate.tokenization.sandbox import is_template
 
 SPLITS = ("train", "dev", "test")
 DEFAULT_TEMPLATES = {"es": "Texto: {{ text }}\nEtiqueta:", "en": "Text: {{ text }}\nLabel:"}

@@ -12,7 +12,7 @@ from pydantic import model_validator
 from quilate.config import Config
 from quilate.errors import DataError
 from quilate.tasks.labels import cell_text
-from quilate.tasks.templates import SandboxedTemplate, is_template
+from quilate.tokenization.sandbox import SandboxedTemplate, is_template
 
 Row = Mapping[str, Any]
 Scalar = str | int | float | bool

@@ -10,11 +10,11 @@ import torch
 from support import CONTEXT
 
 from quilate.errors import ModelError
-from quilate.inference.chat import Conversation
+from quilate.inference.chat import ChatSession
 
 
 def test_the_prompt_is_what_transformers_renders(llama_directory: Path) -> None:
-    conversation = Conversation(llama_directory, system="Eres médico; responde en español.")
+    conversation = ChatSession(llama_directory, system="Eres médico; responde en español.")
     conversation.messages += [
         {"role": "user", "content": "¿Qué es la cefalea?"},
         {"role": "assistant", "content": "Ña."},
@@ -27,16 +27,16 @@ def test_the_prompt_is_what_transformers_renders(llama_directory: Path) -> None:
 
 
 def test_a_greedy_answer_is_plain_generation(llama_directory: Path) -> None:
-    conversation = Conversation(llama_directory)
+    conversation = ChatSession(llama_directory)
     said = "".join(conversation.answer("Hola, señor", max_new_tokens=12, temperature=0))
     assert [m["role"] for m in conversation.messages] == ["user", "assistant"]
-    asked = Conversation(llama_directory)
+    asked = ChatSession(llama_directory)
     asked.messages.append({"role": "user", "content": "Hola, señor"})
     ids = asked.tokenizer(asked.prompt(), return_tensors="pt", add_special_tokens=False).input_ids
     with torch.no_grad():
         for _ in range(12):
             following = asked.model(input_ids=ids, use_cache=False).logits[0, -1].argmax()
-            if int(following) == asked.tokenizer.eos_token_id:
+            if int(following) in asked.stop_tokens():
                 break
             ids = torch.cat([ids, following.view(1, 1)], dim=1)
     start = len(asked.tokenizer(asked.prompt(), add_special_tokens=False).input_ids)
@@ -46,7 +46,7 @@ def test_a_greedy_answer_is_plain_generation(llama_directory: Path) -> None:
 def test_a_failing_generation_raises_and_does_not_wait_forever(
     llama_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    conversation = Conversation(llama_directory)
+    conversation = ChatSession(llama_directory)
 
     def broken(**_: object) -> None:
         raise RuntimeError("sin memoria")
@@ -57,7 +57,7 @@ def test_a_failing_generation_raises_and_does_not_wait_forever(
 
 
 def test_closing_an_answer_early_keeps_what_was_said(llama_directory: Path) -> None:
-    conversation = Conversation(llama_directory)
+    conversation = ChatSession(llama_directory)
     answer = conversation.answer("hola", max_new_tokens=60, temperature=0)
     first = next(answer)
     answer.close()
@@ -65,7 +65,7 @@ def test_closing_an_answer_early_keeps_what_was_said(llama_directory: Path) -> N
 
 
 def test_a_full_context_says_so_and_forgets_the_question(llama_directory: Path) -> None:
-    conversation = Conversation(llama_directory)
+    conversation = ChatSession(llama_directory)
     with pytest.raises(ModelError, match="fills the model's context"):
         list(conversation.answer("ñ" * CONTEXT))
     assert conversation.messages == []
@@ -75,4 +75,4 @@ def test_a_model_without_a_template_is_refused(tmp_path: Path, llama_directory: 
     base = Path(shutil.copytree(llama_directory, tmp_path / "base"))
     (base / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="no chat template"):
-        Conversation(base)
+        ChatSession(base)

@@ -242,11 +242,11 @@ ESCAPES = [
 
 @pytest.mark.parametrize("escape", ESCAPES)
 def test_a_chat_template_cannot_leave_its_sandbox(model: Path, canary: Path, escape: str) -> None:
-    from quilate.inference.chat import Conversation
+    from quilate.inference.chat import ChatSession
 
     (model / "chat_template.jinja").write_text(escape.replace("CANARY", str(canary)))
     with pytest.raises(ConfigError) as caught:
-        conversation = Conversation(model)
+        conversation = ChatSession(model)
         conversation.messages.append({"role": "user", "content": "hola"})
         conversation.prompt()
     assert caught.value.exit_code == 2
