@@ -1,4 +1,4 @@
-"""Labelled tables: csv, tsv, jsonl (plain, gzip, zstd), parquet, and tables inside installed packages.
+"""Tables of rows: csv, tsv, jsonl, json (plain, gzip, zstd), parquet, and tables inside installed packages.
 
 Nothing is repaired in silence: a record that cannot be read is quarantined with its line and the reason, and counted;
 a fault of the file's structure (cut short, a quote never closed, no header) stops.
@@ -25,7 +25,7 @@ from quilate.files import sha256_of_file, write_jsonl
 
 DATA_VARIABLE = "QUILATE_DATA"
 
-Format = Literal["auto", "csv", "tsv", "jsonl", "parquet"]
+Format = Literal["auto", "csv", "tsv", "jsonl", "json", "parquet"]
 
 _SUFFIXES: dict[str, Format] = {
     ".csv": "csv",
@@ -34,6 +34,7 @@ _SUFFIXES: dict[str, Format] = {
     ".tab": "tsv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
     ".parquet": "parquet",
 }
 _DELIMITERS = ",;\t|"  # in order of preference when two explain a file equally well
@@ -49,7 +50,8 @@ class SourceConfig(Config):
     """File to read, relative to the recipe's folder; `~` and `${QUILATE_DATA}` are expanded. `package:cie` reads the
     ICD-10 table that ships in the installed package `cie`."""
     format: Format = "auto"
-    """Format of the file; `auto` goes by its name. Compression (gzip, zstd) is recognized by content."""
+    """Format of the file; `auto` goes by its name. `json` is one array of objects. Compression (gzip, zstd) is
+    recognized by content."""
     encoding: str = "auto"
     """Text encoding, e.g. `utf-8` or `cp1252`; `auto` tells these two apart by content and reports its guess."""
     delimiter: str = "auto"
@@ -187,7 +189,9 @@ def _format_of(source: SourceConfig, path: Path) -> str:
     if suffix not in _SUFFIXES:
         with explained_os_errors(path, "read the table"):
             path.stat()  # a missing file is the better message
-        raise DataError(f"{path}: the name does not tell the format", hint="set format: to csv, tsv, jsonl or parquet")
+        raise DataError(
+            f"{path}: the name does not tell the format", hint="set format: to csv, tsv, jsonl, json or parquet"
+        )
     return _SUFFIXES[suffix]
 
 
@@ -234,6 +238,8 @@ def _read_text(
     notes["blank_lines"] = sum(line is not None and not line.strip() for line in lines)
     if notes["format"] == "jsonl":
         return _parse_jsonl(lines, held)
+    if notes["format"] == "json":
+        return _parse_json(lines, held)
     if source.delimiter != "auto":
         delimiter = source.delimiter
     else:
@@ -259,6 +265,30 @@ def _parse_jsonl(lines: list[str | None], held: _Quarantine) -> tuple[list[str],
     return list(columns), rows
 
 
+def _parse_json(lines: list[str | None], held: _Quarantine) -> tuple[list[str], list[dict[str, Any]]]:
+    """One array; what it holds that is not an object is set aside under its place in the array, from 1."""
+    if None in lines:
+        raise DataError(
+            f"{held.path}, line {lines.index(None) + 1}: {_too_long()}",
+            hint="write one object a line (JSON lines), e.g. with `jq -c '.[]'`",
+        )
+    try:
+        values = _parse_value("\n".join(line or "" for line in lines))
+    except _BadRecord as error:
+        raise DataError(f"{held.path}: {error}", hint="correct the file, or export it again") from error
+    if not isinstance(values, list):
+        raise DataError(
+            f"{held.path} is not an array of objects", hint="of JSON lines, end the name in .jsonl or set format: jsonl"
+        )
+    rows: list[dict[str, Any]] = []
+    for number, value in enumerate(values, start=1):
+        if isinstance(value, dict):
+            rows.append(value)
+        else:
+            held.add(number, number, "not_an_object", "an element of the array is not an object")
+    return list(dict.fromkeys(key for row in rows for key in row)), rows
+
+
 class _BadRecord(Exception):
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)
@@ -266,12 +296,19 @@ class _BadRecord(Exception):
 
 
 def _parse_object(line: str) -> dict[str, Any]:
+    row = _parse_value(line)
+    if not isinstance(row, dict):
+        raise _BadRecord("not_an_object", 'a JSON line must be an object: {"column": value, ...}')
+    return row
+
+
+def _parse_value(line: str) -> Any:
     if _SURROGATE.search(line):
         raise _BadRecord("undecodable_bytes", "bytes that are not valid in the file's encoding")
     try:
-        row = json.loads(line, object_pairs_hook=_unrepeated, parse_constant=_refuse_constant)
+        value = json.loads(line, object_pairs_hook=_unrepeated, parse_constant=_refuse_constant)
         if _SURROGATE_ESCAPE.search(line):
-            json.dumps(row, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise _BadRecord("broken_json", "an escape is half of a surrogate pair") from error
     except json.JSONDecodeError as error:
@@ -280,9 +317,7 @@ def _parse_object(line: str) -> dict[str, Any]:
         raise _BadRecord("broken_json", "not usable JSON: nested too deeply") from error
     except ValueError as error:  # a number of thousands of digits
         raise _BadRecord("broken_json", "not usable JSON: a number is too long") from error
-    if not isinstance(row, dict):
-        raise _BadRecord("not_an_object", 'a JSON line must be an object: {"column": value, ...}')
-    return row
+    return value
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

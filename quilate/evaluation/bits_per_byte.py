@@ -74,10 +74,14 @@ def text_loss(
     opening = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     encoded = tokenizer(list(documents), add_special_tokens=False).input_ids
     examples = [example for tokens in encoded for example in windows(tokens, opening, window)]
-    return TextLoss(*_sum_loss(model, examples, check_stop), bytes=sum(len(d.encode()) for d in documents))
+    return TextLoss(*sum_loss(model, examples, check_stop), bytes=sum(len(d.encode()) for d in documents))
 
 
-def _sum_loss(model: PreTrainedModel, examples: list[Example], check_stop: Callable[[], None]) -> tuple[float, int]:
+@torch.no_grad()
+def sum_loss(
+    model: PreTrainedModel, examples: Sequence[Example], check_stop: Callable[[], None] = lambda: None
+) -> tuple[float, int]:
+    """The loss in nats summed over the examples' supervised tokens, and how many these are."""
     loss = LanguageModellingLoss(model)
     training = model.training
     model.eval()
@@ -103,4 +107,4 @@ def masked_loss(
 
     Draw them once and use them before and after: other masks would be other questions.
     """
-    return TextLoss(*_sum_loss(model, examples, check_stop), bytes=bytes_of_text)
+    return TextLoss(*sum_loss(model, examples, check_stop), bytes=bytes_of_text)

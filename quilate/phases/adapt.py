@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from quilate.files import atomic_folder
 from quilate.models.tuning.lora import LoraConfig
 from quilate.phases.language_modelling import CorpusMixture, TextTraining, measure, train_on_text
-from quilate.phases.stage import StageContext, StageKind, StageReport, model_of, write_model_note
+from quilate.phases.stage import StageContext, StageKind, StageReport, model_of, once, write_model_note
 from quilate.rng import Streams
 
 DEFAULT_RATE = {"full": 5e-5, "lora": 5e-4}  # a tenth of a pretraining rate, and ten times that for LoRA (guess)
@@ -47,6 +47,7 @@ def _run(context: StageContext[AdaptConfig]) -> StageReport:
     from quilate.models.load import load_language_model, load_tokenizer, save_model
     from quilate.models.precision import compute_dtype
     from quilate.models.tuning.lora import add_lora
+    from quilate.models.tuning.merge import merged
 
     config = context.config
     mixture = CorpusMixture.of(context.inputs, config.corpora)
@@ -54,7 +55,9 @@ def _run(context: StageContext[AdaptConfig]) -> StageReport:
     base = model_of(context.inputs["model"])
     tokenizer = load_tokenizer(base)
     model = load_language_model(base, dtype=compute_dtype(config.precision))
-    before = _measured_before(context, lambda: measure(model, tokenizer, mixture, config, context))
+    if hasattr(model, "peft_config"):
+        model, base = merged(model, tokenizer, context.folder / "base")
+    before = once(context.folder / "before.json", lambda: measure(model, tokenizer, mixture, config, context))
     if config.weights == "lora":
         model = add_lora(model, config.lora or LoraConfig(), base=base)
     result = train_on_text(context, model, tokenizer, mixture, streams, rate=config.lr or DEFAULT_RATE[config.weights])
@@ -66,16 +69,6 @@ def _run(context: StageContext[AdaptConfig]) -> StageReport:
         save_model(model, tokenizer, place)
     write_model_note(context.folder, context.folder / "model")
     return report
-
-
-def _measured_before(context: StageContext[AdaptConfig], compute):  # type: ignore[no-untyped-def]
-    """The base's measure, kept in the folder: a resumed run must not measure again what it has measured."""
-    from quilate.files import read_json, write_json
-
-    path = context.folder / "before.json"
-    if not path.exists():
-        write_json(path, compute())
-    return read_json(path)
 
 
 ADAPT = StageKind("adapt", 1, AdaptConfig, _run)

@@ -76,7 +76,7 @@ def _run(context: StageContext[CorpusStageConfig]) -> StageReport:
         task = Task.load(context.inputs["task"] / "task")
         # Whole sources too: cut into sentences, a test item of several would go unseen.
         texts = list(dict.fromkeys([*documents, *(source_of[d] for d in documents)]))
-        _refuse_leak(texts, task, config.path, allow=context.config.allow_leak)
+        refuse_leak(texts, task, config.path, allow=context.config.allow_leak)
     language = _check_language(documents, config, context.note, counts)
     held_out = [d for d in documents if _draw(source_of[d]) < config.held_out]
     train = [d for d in documents if _draw(source_of[d]) >= config.held_out]
@@ -190,8 +190,12 @@ def _draw(document: str) -> float:
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:6], "big") / 2**48
 
 
-def _refuse_leak(documents: list[str], task: Task, path: str, *, allow: bool) -> None:
-    """Stop if test items of the task stand in the corpus: as a document or line of it, or by n-gram overlap."""
+def refuse_leak(documents: list[str], task: Task, path: str, *, allow: bool) -> None:
+    """Stop if test items of the task stand in a corpus: as a document or line of it, or by n-gram overlap.
+
+    Raises:
+        GateError: some do, and that is not allowed.
+    """
     lines = {line.strip() for document in documents for line in (document, *document.splitlines())}
     corpus = [Item(str(i), text, "", f"corpus {i}") for i, text in enumerate(sorted(lines)) if text]
     leaks = find_leaks(corpus, task.test)

@@ -6,7 +6,6 @@ LoRA adapter or bottleneck adapters. `head` leaves the model as it is and puts a
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,21 +14,17 @@ import torch
 from pydantic import Field, model_validator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quilate.config import Config
-from quilate.data.batches import ExampleBatches
 from quilate.data.packing import Example
-from quilate.engine.language_modelling import LanguageModellingLoss
-from quilate.engine.loop import FitResult, fit
 from quilate.errors import DataError
 from quilate.files import atomic_folder
 from quilate.inference.scorer import PromptScorer
 from quilate.models.load import context_length, load_causal, load_tokenizer, save_model, trainable_parameters
-from quilate.models.precision import Precision, compute_dtype
+from quilate.models.precision import compute_dtype
 from quilate.models.tuning.bottleneck import BottleneckConfig, add_bottlenecks
 from quilate.models.tuning.freeze import train_last_layers
 from quilate.models.tuning.lora import LoraConfig, add_lora
-from quilate.optim.adamw import AdamW
-from quilate.optim.schedules import Decay, learning_rate
+from quilate.models.tuning.merge import merged
+from quilate.phases.example_training import ExampleTraining, plan_batches, train_on_examples, training_flops
 from quilate.phases.head import HeadConfig, train_head
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of, write_model_note
 from quilate.rng import Streams
@@ -47,7 +42,7 @@ DEFAULT_RATE = {"full": 3e-5, "lora": 3e-4, "adapter": 1e-3, "last_layers": 5e-4
 DEFAULT_LAST_LAYERS = 2
 
 
-class FinetuneConfig(Config):
+class FinetuneConfig(ExampleTraining):
     kind: Literal["finetune"]
     """A model is trained on the labelled items."""
     method: Method
@@ -58,18 +53,6 @@ class FinetuneConfig(Config):
     """The stage whose model is fine-tuned."""
     lr: float | None = Field(default=None, gt=0)
     """Peak learning rate; by default 3e-5 for `full`, 3e-4 for `lora`, 1e-3 for `adapter`, 5e-4 for `last_layers`."""
-    epochs: float = Field(default=3.0, gt=0)
-    """Passes over the training items."""
-    batch_size: int = Field(default=16, ge=1)
-    """Items an optimizer step."""
-    warmup: float = Field(default=0.06, ge=0, lt=1)
-    """Share of the steps with a rising rate."""
-    decay: Decay = "linear"
-    """How the rate falls afterwards."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's decoupled decay, on matrices only."""
-    clip_norm: float = Field(default=1.0, gt=0)
-    """Largest gradient norm."""
     lora: LoraConfig | None = None
     """Settings of the low-rank adapter, for `method: lora`."""
     adapter: BottleneckConfig | None = None
@@ -80,16 +63,6 @@ class FinetuneConfig(Config):
     """Settings of the classifier, for `method: head`."""
     max_item_tokens: int = Field(default=512, ge=8)
     """Longer prompts are cut in the middle, and counted."""
-    micro_batch_tokens: int = Field(default=4096, ge=1)
-    """Most tokens in memory at once; a step is divided as needed, with the same result."""
-    precision: Precision = "auto"
-    """`bf16` computes in bf16 over fp32 master weights, stochastically rounded; `fp32` is exact and slower."""
-    checkpoint_seconds: float = Field(default=300.0, gt=0)
-    """Save at least this often."""
-    checkpoint_steps: int | None = Field(default=None, ge=1)
-    """Save also every so many steps."""
-    max_train_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens to train on; a recipe's token budget sets it for every arm."""
 
     @model_validator(mode="after")
     def _settings_go_with_their_method(self) -> FinetuneConfig:
@@ -168,28 +141,17 @@ def _run_writer(context: StageContext[FinetuneConfig], task: Task, base: Path) -
         task, tokenizer, max_item_tokens=config.max_item_tokens, context=context_length(model)
     )
     if hasattr(model, "peft_config"):
-        model, base = _merged(model, tokenizer, context.folder / "base")
+        model, base = merged(model, tokenizer, context.folder / "base")
     model = _made_trainable(model, config, base)
-    batches = ExampleBatches(
-        examples,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        seed=context.seed,
-        micro_batch_tokens=config.micro_batch_tokens,
-        max_tokens=config.max_train_tokens,
-    )
-    if len(batches) == 0:
-        raise DataError(
-            "not one training step fits the token budget", hint="raise budget.train_tokens or lower batch_size"
-        )
-    result = _fit(context, model, batches, streams)
+    batches = plan_batches(config, examples, context.seed)
+    rate = config.lr or DEFAULT_RATE[config.method]
+    result = train_on_examples(context, model, batches, streams, rate=rate)
     _save(context.folder, model, tokenizer, task, config)
     parameters = sum(p.numel() for p in model.parameters())
     trainable = trainable_parameters(model)
     return StageReport(
         train_tokens=result.tokens,
-        # Kaplan et al. 2020: 2N forward, 2N for the gradient of activations, 2N for that of the trained weights.
-        flops=result.tokens * (4.0 * parameters + 2.0 * trainable),
+        flops=training_flops(result.tokens, parameters, trainable),
         trainable_parameters=trainable,
         counts={
             "prompts cut": truncated,
@@ -215,36 +177,6 @@ def _made_trainable(model: PreTrainedModel, config: FinetuneConfig, base: Path) 
         case "last_layers":
             return train_last_layers(model, config.last_layers or DEFAULT_LAST_LAYERS)
     return model
-
-
-def _merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> tuple[PreTrainedModel, Path]:
-    """An adapter merged into its base: to train further, and as a plain directory that the next adapter can name."""
-    merged = model.merge_and_unload().requires_grad_(True)
-    with atomic_folder(folder) as place:
-        save_model(merged, tokenizer, place)
-    return merged, folder
-
-
-def _fit(
-    context: StageContext[FinetuneConfig], model: PreTrainedModel, batches: ExampleBatches, streams: Streams
-) -> FitResult:
-    config = context.config
-    schedule = partial(
-        learning_rate,
-        peak=config.lr or DEFAULT_RATE[config.method],
-        total_steps=len(batches),
-        warmup_steps=round(config.warmup * len(batches)),
-        decay=config.decay,
-    )
-    optimizer = AdamW(model.named_parameters(), weight_decay=config.weight_decay, rounding=streams["rounding"])
-    result = fit(
-        model, batches, LanguageModellingLoss(model), optimizer, schedule, streams,
-        folder=context.folder, listener=context.listener, stop=context.stop, warn=context.note,
-        clip_norm=config.clip_norm, checkpoint_seconds=config.checkpoint_seconds,
-        checkpoint_steps=config.checkpoint_steps,
-    )  # fmt: skip
-    optimizer.write_nearest()
-    return result
 
 
 def _save(

@@ -14,6 +14,7 @@ from quilate.errors import DataError
 from quilate.files import read_json, write_json
 
 ConfigType = TypeVar("ConfigType", bound=Config)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,3 +93,11 @@ def model_of(folder: Path) -> Path:
         )
     path: str = read_json(folder / "model.json")["path"]
     return folder / path
+
+
+def once(path: Path, compute: Callable[[], T]) -> T:
+    """What `compute` gives (JSON-able), kept in a file: a resumed run does not measure again what it has measured."""
+    if not path.exists():
+        write_json(path, compute())
+    value: T = read_json(path)
+    return value

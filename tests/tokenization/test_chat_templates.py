@@ -26,11 +26,13 @@ MARKED = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLAMA2 = (  # no header before an answer; spaces at its borders; BOS again in every exchange
-    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set first = messages[0]['content'] %}"
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
+    "{% set first = messages[0]['content'] %}"
     "{% else %}{% set loop_messages = messages %}{% set first = false %}{% endif %}"
     "{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
-    "{% if loop.index0 == 0 and first %}{% set content = '<<SYS>>\\n' + first + '\\n<</SYS>>\\n\\n' + message['content'] %}"
+    "{% if loop.index0 == 0 and first %}"
+    "{% set content = '<<SYS>>\\n' + first + '\\n<</SYS>>\\n\\n' + message['content'] %}"
     "{% else %}{% set content = message['content'] %}{% endif %}"
     "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
     "{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
@@ -107,8 +109,8 @@ def test_what_is_learned_follows_what_generation_is_asked_with() -> None:
 
 
 def test_a_border_inside_a_token_is_seen_and_that_token_not_learned() -> None:
-    """ "to" is one token: the header ends in "t", the answer begins with "o"."""
-    source = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}{{ ' d' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}"
+    """Together, " d" and "e" are one token: the header ends within it, and the answer begins."""
+    source = "{% for m in messages %}{{ m.content + (' d' if m.role == 'user' else eos_token) }}{% endfor %}"
     tokenizer = with_template(source)
     assert len(tokenizer(" de").input_ids) == 1
     template = ChatTemplate(tokenizer, name="m")
@@ -153,7 +155,8 @@ def test_templates_that_cannot_tell_the_assistant_are_refused(source: str, messa
 
 def test_marks_that_change_the_text_are_refused() -> None:
     source = (
-        "{% for m in messages %}{% set said %}{% generation %} {{ m.content + eos_token }}{% endgeneration %}{% endset %}"
+        "{% for m in messages %}{% set said %}"
+        "{% generation %} {{ m.content + eos_token }}{% endgeneration %}{% endset %}"
         "{{ said | trim }}{% endfor %}"
     )
     with pytest.raises(UnrenderableError, match="text changes where"):
