@@ -98,5 +98,5 @@ def train_on_examples(
 
 
 def training_flops(tokens: int, parameters: int, trainable: int) -> float:
-    """Kaplan et al. 2020: 2N a token forward, 2N for the gradient of activations, 2N for that of the trained weights."""
+    """Kaplan et al. 2020: 2N a token forward, 2N for the gradient of activations, 2N for that of trained weights."""
     return tokens * (4.0 * parameters + 2.0 * trainable)
