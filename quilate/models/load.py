@@ -10,6 +10,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -149,5 +150,22 @@ def trainable_parameters(model: torch.nn.Module) -> int:
 
 def context_length(model: PreTrainedModel) -> int:
     """The longest sequence the model was made for."""
-    config = model.config
+    return _context_of(model.config)
+
+
+def context_of_directory(directory: Path) -> int:
+    """`context_length` of a model or adapter directory, without loading its weights.
+
+    Raises:
+        ModelError: its config cannot be read.
+    """
+    if (directory / "adapter_config.json").exists():
+        directory = _base_of(directory)
+    try:
+        return _context_of(AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False))
+    except BROKEN as error:
+        raise ModelError(f"{directory}: the config cannot be read: {error}", hint="fetch the model again") from error
+
+
+def _context_of(config: Any) -> int:
     return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30)

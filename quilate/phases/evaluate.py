@@ -72,7 +72,9 @@ def _run(context: StageContext[EvaluateConfig]) -> StageReport:
         "test_items": len(task.test),
     }
     write_json(context.folder / "evaluation.json", evaluation)
-    return StageReport(counts={"test prompts cut": test.truncated, "dev prompts cut": dev.truncated}, facts=evaluation)
+    counts = {"test prompts cut": test.truncated, "dev prompts cut": dev.truncated}
+    counts |= {f"test {name}": count for name, count in test.counts.items()}
+    return StageReport(counts=counts, facts=evaluation)
 
 
 EVALUATE = StageKind("evaluate", 2, EvaluateConfig, _run)

@@ -3,74 +3,122 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from quilate.config import Config
+from quilate.inference.calibration import Calibration
+from quilate.inference.demonstrations import most_that_fit
+from quilate.inference.prompts import Demonstration, Format, layout_of
 from quilate.inference.scorer import PromptScorer
 from quilate.inference.scores import Normalization
 from quilate.models.precision import Precision
+from quilate.phases.prompting import PromptingConfig, Shown, Trial, choose_on_dev, show, template_of, trials_of
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of
-from quilate.rng import numpy_stream
 from quilate.tasks.classification import Task
-from quilate.tasks.labels import Item
+from quilate.tasks.templates import PromptTemplate
 
 
-class IclConfig(Config):
+class IclConfig(PromptingConfig):
     kind: Literal["icl"]
     """A prompt, with or without solved examples; nothing is trained."""
     on: str = "base"
     """The stage whose model is prompted."""
-    shots: int = Field(default=0, ge=0)
-    """Solved examples in the prompt; with `per_class`, of each class."""
-    per_class: bool = False
-    """Count `shots` for each class instead of in all."""
+    format: Format = "plain"
+    """One `plain` text, or a `chat` through the model's own template: the instruction as the system's turn, every
+    example a question and its answer."""
     normalization: Normalization = "mean"
-    """How a label's token log-probabilities become its score: their `mean` or their `sum`."""
-    instruction: bool = True
-    """Begin the prompt with the task's instruction."""
+    """How a label's token log-probabilities become its score: their `mean`, their `sum`, or the `first` alone."""
+    calibration: Calibration = "none"
+    """`contextual` divides by what the prompt makes the model say of empty items (Zhao et al. 2021); `domain_pmi` by
+    what it says after `domain_prompt` alone (Holtzman et al. 2021, who take the `sum`)."""
+    domain_prompt: str = ""
+    """The premise of `domain_pmi`; by default the template's words before the label, such as `Etiqueta:`."""
+    max_item_tokens: int = Field(default=256, ge=1)
+    """Room kept for an item when examples are fitted into the context, up to half of it. A longer item is cut in its
+    middle only if it does not fit."""
     precision: Precision = "auto"
     """Number format of the forward pass: bf16 where the processor is fast at it, else fp32."""
 
-
-def choose_demonstrations(items: Sequence[Item], shots: int, *, per_class: bool, seed: int) -> list[Item]:
-    """Draw demonstrations from the training items and shuffle them.
-
-    Without `per_class` the draw is balanced all the same: no label appears twice before every label that has items left
-    appears once.
-    """
-    rng = numpy_stream(seed, "demonstrations")
-    by_label: dict[str, list[Item]] = {}
-    for index in rng.permutation(len(items)):
-        by_label.setdefault(items[index].label, []).append(items[index])
-    if per_class:
-        chosen = [item for label in sorted(by_label) for item in by_label[label][:shots]]
-    else:
-        labels = list(rng.permutation(sorted(by_label)))
-        rounds = [by_label[label][turn] for turn in range(shots) for label in labels if turn < len(by_label[label])]
-        chosen = rounds[:shots]
-    return [chosen[i] for i in np.asarray(rng.permutation(len(chosen)), dtype=int)]
+    @model_validator(mode="after")
+    def _consistent_scoring(self) -> IclConfig:
+        if self.domain_prompt and self.calibration != "domain_pmi":
+            raise ValueError("domain_prompt: it goes with `calibration: domain_pmi`")
+        if self.domain_prompt != self.domain_prompt.rstrip():
+            raise ValueError("domain_prompt: it ends in a space, but a space and the label follow it")
+        return self
 
 
 def _run(context: StageContext[IclConfig]) -> StageReport:
     config = context.config
     task = Task.load(context.inputs["task"] / "task")
-    chosen = choose_demonstrations(task.train, config.shots, per_class=config.per_class, seed=context.seed)
-    template = task.prompt_template()
-    scorer = PromptScorer(
-        model_of(context.inputs["model"]),
+    model = model_of(context.inputs["model"])
+    trials = trials_of(config)
+    plain = PromptScorer(
+        model,
         list(task.labels),
         list(task.verbalizers),
-        template=template.source,
-        instruction=template.instruction if config.instruction else "",
-        demonstrations=[(item.text, task.verbalizer(item.label)) for item in chosen],
+        template=template_of(config, task, trials[0]).source,
+        instruction=template_of(config, task, trials[0]).instruction,
+        style=config.format,
         normalization=config.normalization,
+        calibration=config.calibration,
+        domain_prompt=config.domain_prompt,
         precision=config.precision,
     )
-    scorer.save(context.folder / "scorer")
-    return StageReport(facts={"train_rows": len(chosen), "demonstrations": [item.id for item in chosen]})
+    hidden = cache(lambda texts: plain.loaded().embed(texts))  # of the training texts, the same for all trials
+
+    def shown_in(trial: Trial) -> Shown:
+        template = template_of(config, task, trial)
+
+        def fitting(ranked: Sequence[Demonstration]) -> int:
+            return _fitting(config, model, template, task.verbalizers, ranked)
+
+        return show(config, task, trial, seed=context.seed, embed=lambda texts: hidden(tuple(texts)), fitting=fitting)
+
+    shown = {trial: shown_in(trial) for trial in trials}
+
+    def scorer_of(trial: Trial) -> PromptScorer:
+        source = template_of(config, task, trial).source
+        return plain.with_prompt(template=source, demonstrations=shown[trial].demonstrations, pool=shown[trial].pool)
+
+    if len(trials) > 1:
+        plain.loaded()  # once for all trials
+    chosen, tried = choose_on_dev(context, task, trials, scorer_of)
+    scorer_of(chosen).save(context.folder / "scorer")
+    return report_of(task, chosen, shown[chosen], [asdict(entry) for entry in tried])
 
 
-ICL = StageKind("icl", 1, IclConfig, _run)
+def report_of(task: Task, chosen: Trial, shown: Shown, tried: list[dict[str, object]]) -> StageReport:
+    """What a prompted arm says of itself."""
+    return StageReport(
+        counts={"demonstrations that did not fit": shown.left_out},
+        facts={
+            "train_rows": len(task.train) if shown.pool is not None else len(shown.rows),
+            "demonstrations": shown.rows,
+            "chosen": asdict(chosen),
+            "trials": tried,
+        },
+    )
+
+
+def _fitting(
+    config: IclConfig, model: Path, template: PromptTemplate, verbalizers: list[str], ranked: Sequence[Demonstration]
+) -> int:
+    """How many of the demonstrations leave room for an item and its label."""
+    from quilate.inference.prompting import length_of, prompt_limit
+    from quilate.models.load import context_of_directory, load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    layout = layout_of(template, config.format, tokenizer, model=model.name)
+    limit = prompt_limit(layout, tokenizer, verbalizers, context_of_directory(model))
+    room = limit - min(config.max_item_tokens, limit // 2)
+    return most_that_fit(
+        lambda count: length_of(layout, tokenizer, layout.prompt(ranked[:count], "")), room, len(ranked)
+    )
+
+
+ICL = StageKind("icl", 2, IclConfig, _run)

@@ -93,12 +93,8 @@ def phase_and_method(recipe: Recipe, arm: ArmConfig) -> tuple[str, str]:
             return "baseline", arm.method
         case FinetuneConfig():
             phase, method = "fine-tuning", arm.method
-        case IclConfig(shots=0):
-            phase, method = "in-context", "zero-shot"
-        case IclConfig(per_class=True):
-            phase, method = "in-context", f"{arm.shots} per class"
         case IclConfig():
-            phase, method = "in-context", f"{arm.shots}-shot"
+            phase, method = "in-context", arm.method()
     if arm.on == BASE:
         return phase, method
     below = (recipe.stages | recipe.arms)[arm.on]
@@ -129,7 +125,7 @@ def _draws(arm: ArmConfig) -> bool:
         case FinetuneConfig():  # a head has one solution
             return arm.method != "head"
         case IclConfig():
-            return arm.shots > 0
+            return arm.draws()
 
 
 def _below(recipe: Recipe, node: ArmConfig | StageConfig) -> ArmConfig | StageConfig | None:

@@ -187,6 +187,14 @@ _BOTH: dict[str, tuple[str, str]] = {
     "count.prompts cut": ("training texts cut to fit", "textos de entrenamiento recortados"),
     "count.dev prompts cut": ("development texts cut to fit", "textos de desarrollo recortados"),
     "count.test prompts cut": ("test texts cut to fit", "textos de prueba recortados"),
+    "count.demonstrations that did not fit": (
+        "solved examples that did not fit into the prompt",
+        "ejemplos resueltos que no cupieron en la instrucción",
+    ),
+    "count.test prompts with fewer demonstrations": (
+        "test prompts with fewer solved examples than asked for",
+        "casos de prueba con menos ejemplos resueltos de los pedidos",
+    ),
     "count.refused updates": ("updates refused (not finite)", "actualizaciones rechazadas (no finitas)"),
     "count.visits over the token budget": (
         "visits to examples left out by the token budget",

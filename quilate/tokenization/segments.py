@@ -24,9 +24,9 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) ->
     return [opening + tokens for tokens in _plain_tokens(tokenizer, prompts)]
 
 
-def answer_tokens(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> list[list[int]]:
-    """The tokens of each answer as it follows a prompt: after one space."""
-    return _plain_tokens(tokenizer, [f" {answer}" for answer in answers])
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], *, start: str = " ") -> list[list[int]]:
+    """The tokens of each answer as it follows a prompt: after one space, or what else it starts with."""
+    return _plain_tokens(tokenizer, [f"{start}{answer}" for answer in answers])
 
 
 def _plain_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

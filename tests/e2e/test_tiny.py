@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
-ARMS = ["majority", "tfidf", "one-per-class", "full", "frozen", "adapter", "full-then-lora"]
+ARMS = ["majority", "tfidf", "one-per-class", "nearest", "chosen", "full", "frozen", "adapter", "full-then-lora"]
 
 
 def quilate(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:

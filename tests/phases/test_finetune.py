@@ -16,10 +16,8 @@ from quilate.engine.interrupts import StopRequest
 from quilate.errors import DataError, Interrupted
 from quilate.inference.scorer import load_scorer
 from quilate.phases.finetune import FINETUNE, FinetuneConfig, build_examples
-from quilate.phases.icl import choose_demonstrations
 from quilate.phases.stage import StageContext, StageReport, write_model_note
 from quilate.tasks.classification import Task, TaskConfig, prepare
-from quilate.tasks.labels import Item
 
 LABELS = {"r": "respiratorio", "d": "digestivo", "p": "piel"}
 
@@ -146,17 +144,3 @@ def test_a_budget_is_kept_and_what_it_leaves_out_is_counted(folder: Folder) -> N
     report = folder.run("half", method="full", max_train_tokens=whole.train_tokens // 2)
     assert 0 < report.train_tokens <= whole.train_tokens // 2
     assert report.counts["visits over the token budget"] == 20 - 5 * report.facts["steps"]
-
-
-ITEMS = [Item(f"i{n}", f"texto {n}", "aaaabbc"[n], f"g{n}") for n in range(7)]
-
-
-def test_demonstrations_are_balanced_and_drawn_by_the_seed() -> None:
-    per_class = choose_demonstrations(ITEMS, 2, per_class=True, seed=0)
-    assert sorted(item.label for item in per_class) == ["a", "a", "b", "b", "c"]
-    in_all = choose_demonstrations(ITEMS, 3, per_class=False, seed=0)
-    assert sorted(item.label for item in in_all) == ["a", "b", "c"]
-    assert len({item.id for item in choose_demonstrations(ITEMS, 7, per_class=False, seed=0)}) == 7
-    assert choose_demonstrations(ITEMS, 3, per_class=False, seed=0) == in_all
-    assert len({tuple(i.id for i in choose_demonstrations(ITEMS, 3, per_class=False, seed=s)) for s in range(9)}) > 3
-    assert choose_demonstrations(ITEMS, 0, per_class=True, seed=0) == []

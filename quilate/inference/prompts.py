@@ -1,0 +1,174 @@
+"""Prompts as the model reads them: plain text, or turns of a conversation through the model's own chat template.
+
+A prompt has a head (instruction, solved examples) and an item. Only the item is ever cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from quilate.errors import ConfigError, ModelError
+from quilate.tasks.templates import PromptTemplate, SandboxedTemplate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Format = Literal["plain", "chat"]
+Demonstration = tuple[str, str]  # a text and the verbalizer of its label
+Message = dict[str, str]
+
+_PROBE = "quilate-probe"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`head` is the instruction and the demonstrations, `item` what follows; together they are what the model sees."""
+
+    head: str
+    item: str
+
+    def __str__(self) -> str:
+        return self.head + self.item
+
+
+class Layout(Protocol):
+    """How prompts are written; `answer_start` is what stands between a prompt and its label."""
+
+    answer_start: str
+
+    def prompt(self, demonstrations: Sequence[Demonstration], text: str) -> Prompt: ...
+
+    def premise(self, words: str) -> Prompt:
+        """A prompt of these words alone, without instruction, demonstrations and template."""
+        ...
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+        """Whole prompts, or their ends, as tokens."""
+        ...
+
+
+class PlainLayout:
+    """One text: the instruction, the demonstrations and the item, with blank lines between."""
+
+    answer_start = " "
+
+    def __init__(self, template: PromptTemplate) -> None:
+        self.template = template
+
+    def prompt(self, demonstrations: Sequence[Demonstration], text: str) -> Prompt:
+        return Prompt(self.template.prefix(demonstrations), self.template.prompt(text))
+
+    def premise(self, words: str) -> Prompt:
+        return Prompt("", words)
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+        from quilate.tokenization.segments import prompt_tokens
+
+        return prompt_tokens(tokenizer, texts)
+
+
+class ChatLayout:
+    """A conversation: the instruction as the system's turn, each demonstration a question and its answer, the item the
+    last question. The model's answer begins where its template says.
+
+    Args:
+        template: how an item is shown within a turn.
+        chat: the model's chat template; `special` the texts of its special tokens, by name.
+        control: texts that the tokenizer reads as control tokens. Within a user's text they are broken by a zero-width
+            space, or the text could end its own turn.
+    """
+
+    answer_start = ""
+
+    def __init__(
+        self, template: PromptTemplate, chat: SandboxedTemplate, *, special: dict[str, str], control: Sequence[str]
+    ) -> None:
+        self.template, self._chat, self._special, self._control = template, chat, special, list(control)
+        self._has_system = not template.instruction or self._knows_system()
+
+    def prompt(self, demonstrations: Sequence[Demonstration], text: str) -> Prompt:
+        messages = chat_messages(
+            self.template,
+            [(self._harmless(t), self._harmless(v)) for t, v in demonstrations],
+            self._harmless(text),
+            system=self._has_system,
+        )
+        whole = self._render(messages, answering=True)
+        head = self._render(messages[:-1], answering=False) if len(messages) > 1 else ""
+        return Prompt(head, whole.removeprefix(head)) if whole.startswith(head) else Prompt("", whole)
+
+    def premise(self, words: str) -> Prompt:
+        return Prompt("", self._render([{"role": "user", "content": self._harmless(words)}], answering=True))
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+        """The template has written the control tokens, the opening one included; nothing is added to them."""
+        if not texts:
+            return []
+        encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=False).input_ids
+        return [list(tokens) for tokens in encoded]
+
+    def _knows_system(self) -> bool:
+        """Whether the template shows a system's turn; some refuse one, and some drop it without a word."""
+        try:
+            return _PROBE in self._render(
+                [{"role": "system", "content": _PROBE}, {"role": "user", "content": "x"}], answering=True
+            )
+        except ConfigError:
+            return False
+
+    def _render(self, messages: list[Message], *, answering: bool) -> str:
+        return self._chat.render(messages=messages, add_generation_prompt=answering, tools=None, **self._special)
+
+    def _harmless(self, text: str) -> str:
+        for token in self._control:
+            text = text.replace(token, f"{token[0]}\u200b{token[1:]}")
+        return text
+
+
+def chat_messages(
+    template: PromptTemplate, demonstrations: Iterable[Demonstration], text: str, *, system: bool = True
+) -> list[Message]:
+    """A prompt as the turns of a conversation; without `system` the instruction opens the first question."""
+    turns: list[Message] = []
+    for shown, answer in demonstrations:
+        turns += [{"role": "user", "content": template.prompt(shown)}, {"role": "assistant", "content": answer}]
+    turns.append({"role": "user", "content": template.prompt(text)})
+    if not template.instruction:
+        return turns
+    if system:
+        return [{"role": "system", "content": template.instruction}, *turns]
+    first = template.instruction + template.SEPARATOR + turns[0]["content"]
+    return [{"role": "user", "content": first}, *turns[1:]]
+
+
+def layout_of(
+    template: PromptTemplate, style: Format, tokenizer: PreTrainedTokenizerBase | None = None, *, model: str = ""
+) -> Layout:
+    """The layout of that format; `chat` needs the model's tokenizer.
+
+    Raises:
+        ModelError: the model has no chat template.
+        ConfigError: its template is broken or tries to leave the sandbox.
+    """
+    if style == "plain":
+        return PlainLayout(template)
+    if tokenizer is None or not isinstance(tokenizer.chat_template, str):
+        raise ModelError(f"{model} has no chat template", hint="use `format: plain`, or an instruct model")
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    control = sorted({str(token) for token in tokenizer.added_tokens_decoder.values()}, key=len, reverse=True)
+    chat = SandboxedTemplate(tokenizer.chat_template, name=f"the chat template of {model}", chat=True)
+    return ChatLayout(template, chat, special=special, control=[token for token in control if token.strip()])
+
+
+def closing_words(template: PromptTemplate) -> str:
+    """The template's words right before the label ("Etiqueta:"), which any item of the domain has.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    words = template.prompt("").rstrip().rpartition("\n")[2].strip()
+    if not words:
+        raise ConfigError("the template has no words before the label", hint="give `domain_prompt`")
+    return words
