@@ -175,6 +175,7 @@ def _judge_arm(
         confusion=np.sum([metrics.confusion(gold, p) for p in outcome.probabilities], axis=0).tolist(),
         calibration=_mean_calibration(outcome, gold),
         learning_curves=[thinned(curve) for curve in outcome.learning_curves],
+        shots_curve=outcome.shots_curve,
         counts=outcome.counts,
         stages=outcome.stages,
     )

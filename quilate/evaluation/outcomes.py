@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # the arithmetic behind it takes half a second to import, which every stage would pay
+    from quilate.evaluation.schema import ShotsEvidence
     from quilate.evaluation.statistics import Metric
 
 Phase = Literal["baseline", "in-context", "pretraining", "adaptation", "fine-tuning", "alignment"]
@@ -59,6 +60,7 @@ class ArmOutcome:
         train_rows: labelled rows it saw, demonstrations included.
         counts: what was truncated, dropped, skipped, ...: name -> how many.
         learning_curves: per seed, rows {"step": int, "loss": float, "tokens": int, ...}; empty if nothing was trained.
+        shots_curve: what each number of shots scored on dev, if several ways of prompting were tried.
         stages: ids of the stages it stands on, for the lineage.
         leaked: its training text overlaps the test items.
     """
@@ -74,6 +76,7 @@ class ArmOutcome:
     train_rows: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     learning_curves: list[list[dict[str, Any]]] = field(default_factory=list)
+    shots_curve: list[ShotsEvidence] = field(default_factory=list)
     stages: list[str] = field(default_factory=list)
     leaked: bool = False
 

@@ -63,6 +63,20 @@ class CalibrationEvidence(Part):
     bins: list[BinEvidence]
 
 
+class ShotsEvidence(Part):
+    """What a number of solved examples scored on the development items: the mean over the ways it was tried (`runs`:
+    seeds, templates, orders), with its interval, and the lowest and highest of them."""
+
+    shots: Count | Literal["fit"]
+    score: Share
+    ci95: tuple[Share, Share]
+    interval_over: Over
+    lowest: Share
+    highest: Share
+    runs: Count
+    items: Count
+
+
 class ArmEvidence(Part):
     """One arm, judged. `confusion` sums the runs: rows gold, columns predicted, in the order of `labels`."""
 
@@ -87,6 +101,7 @@ class ArmEvidence(Part):
     confusion: list[list[Count]]
     calibration: CalibrationEvidence
     learning_curves: list[list[dict[str, Scalar]]]
+    shots_curve: list[ShotsEvidence] = []
     counts: dict[str, Count]
     stages: list[str]
 

@@ -185,6 +185,8 @@ ENGLISH = {
     "fewer_rows": "{asked:count} {split} rows were asked for and {available:count} are there; all of them are used.",
     "other_language": "{share:percent} of the corpus {corpus} is not in the language it should be in ({language}).",
     "made_once": "{names:names}: made once for all seeds, so how much another seed would change it is in no interval.",
+    "prompts_tried": "{arm}: {runs:count} prompts were tried on {items:items} of the development set, and scored "
+    "{low:percent} to {high:percent} there. Each seed's best was used; the time of all counts.",
     "leak_not_run": "The leak check did not run: nobody knows whether the training text contains the test items.",
     "busy_machine": "The machine was busy while times were taken (load {load:decimal} on {cores} cores); they may be "
     "too long.",
@@ -249,6 +251,8 @@ SPANISH = {
     "other_language": "El {share:percent} del corpus {corpus} no está en el idioma en que debería ({language}).",
     "made_once": "{names:names}: hecho una sola vez para todas las semillas; ningún intervalo incluye cuánto lo "
     "cambiaría otra.",
+    "prompts_tried": "{arm}: se probaron {runs:count} formas de preguntar con {items:items} de desarrollo, donde "
+    "obtuvieron de {low:percent} a {high:percent}. Se usó la mejor de cada semilla; cuenta el tiempo de todas.",
     "leak_not_run": "No se comprobó si hay fuga: no se sabe si el texto de entrenamiento contiene los casos de prueba.",
     "busy_machine": "La máquina estaba ocupada al medir los tiempos (carga {load:decimal} con {cores} núcleos); "
     "pueden ser excesivos.",

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from quilate.errors import ConfigError, ModelError
-from quilate.tasks.templates import PromptTemplate, SandboxedTemplate
+from quilate.errors import ConfigError
+from quilate.tasks.templates import PromptTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from quilate.tokenization.chat import ChatTemplate
 
 Format = Literal["plain", "chat"]
 Demonstration = tuple[str, str]  # a text and the verbalizer of its label
@@ -75,17 +77,15 @@ class ChatLayout:
 
     Args:
         template: how an item is shown within a turn.
-        chat: the model's chat template; `special` the texts of its special tokens, by name.
+        chat: the model's chat template.
         control: texts that the tokenizer reads as control tokens. Within a user's text they are broken by a zero-width
             space, or the text could end its own turn.
     """
 
     answer_start = ""
 
-    def __init__(
-        self, template: PromptTemplate, chat: SandboxedTemplate, *, special: dict[str, str], control: Sequence[str]
-    ) -> None:
-        self.template, self._chat, self._special, self._control = template, chat, special, list(control)
+    def __init__(self, template: PromptTemplate, chat: ChatTemplate, *, control: Sequence[str]) -> None:
+        self.template, self._chat, self._control = template, chat, list(control)
         self._has_system = not template.instruction or self._knows_system()
 
     def prompt(self, demonstrations: Sequence[Demonstration], text: str) -> Prompt:
@@ -119,7 +119,7 @@ class ChatLayout:
             return False
 
     def _render(self, messages: list[Message], *, answering: bool) -> str:
-        return self._chat.render(messages=messages, add_generation_prompt=answering, tools=None, **self._special)
+        return self._chat.render(messages, add_generation_prompt=answering)
 
     def _harmless(self, text: str) -> str:
         for token in self._control:
@@ -154,12 +154,12 @@ def layout_of(
     """
     if style == "plain":
         return PlainLayout(template)
-    if tokenizer is None or not isinstance(tokenizer.chat_template, str):
-        raise ModelError(f"{model} has no chat template", hint="use `format: plain`, or an instruct model")
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    from quilate.tokenization.chat import ChatTemplate
+
+    assert tokenizer is not None  # a conversation is written by the model's own template
     control = sorted({str(token) for token in tokenizer.added_tokens_decoder.values()}, key=len, reverse=True)
-    chat = SandboxedTemplate(tokenizer.chat_template, name=f"the chat template of {model}", chat=True)
-    return ChatLayout(template, chat, special=special, control=[token for token in control if token.strip()])
+    chat = ChatTemplate(tokenizer, name=model or "the model")
+    return ChatLayout(template, chat, control=[token for token in control if token.strip()])
 
 
 def closing_words(template: PromptTemplate) -> str:

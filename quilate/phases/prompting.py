@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -221,7 +222,7 @@ def choose_on_dev(
     tried = []
     for number, trial in enumerate(trials):
         note = folder / f"{number:03}.json"  # written last: with it the trial is finished
-        scores = folder / f"{number:03}.safetensors"
+        scores = trial_scores(context.folder, number)
         if not note.exists():
             found = scorer_of(trial).score([i.text for i in task.dev], _listener(context, number, len(trials)))
             save_file({"dev": found.scores}, scores)
@@ -232,6 +233,11 @@ def choose_on_dev(
     best = max(tried, key=lambda entry: (entry.score, -entry.tokens))
     context.note(f"{len(trials)} ways tried on {len(task.dev)} dev items: {best.score:.3f} with {_words(best.trial)}")
     return best.trial, tried
+
+
+def trial_scores(folder: Path, number: int) -> Path:
+    """Where the stage in `folder` keeps a trial's scores of the development items, [items, labels] under `dev`."""
+    return folder / "trials" / f"{number:03}.safetensors"
 
 
 def _words(trial: Trial) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import load_file
+
 from quilate.config import Config, validate
 from quilate.engine.runlog import read_metrics
 from quilate.errors import DataError, QuilateError
 from quilate.evaluation.outcomes import ArmOutcome, Cost, Phase, Rules
-from quilate.evaluation.schema import Notice
+from quilate.evaluation.schema import Notice, ShotsEvidence
 from quilate.files import read_json, write_json, write_text
 from quilate.phases.corpus import WARN_SHARE
 from quilate.phases.evaluate import gold_indices, read_probabilities
+from quilate.phases.prompting import trial_scores
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.recipe.manifest import read_manifest
 from quilate.recipe.spec import StageSpec
@@ -50,6 +53,7 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
     # Here, not above: scipy and matplotlib take seconds to import, and every other stage would wait for them.
     from quilate.evaluation.evidence import assemble
     from quilate.evaluation.judgement import judge
+    from quilate.evaluation.shots import spread_notice
     from quilate.report.html import render_html
 
     config = context.config
@@ -75,7 +79,12 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
         machine=_describe_machine(manifests),
         lineage=[*_sources(task, manifests), *(_link(m) for m in manifests.values())],
         language_modelling=[row for m in manifests.values() for row in _bits_per_byte(m)],
-        warnings=[*(Notice(**warning) for warning in task.report["warnings"]), *_corpus_warnings(manifests), *once],
+        warnings=[
+            *(Notice(**warning) for warning in task.report["warnings"]),
+            *_corpus_warnings(manifests),
+            *once,
+            *(spread_notice(o.name, o.shots_curve) for o in outcomes if o.shots_curve),
+        ],
     )
     write_json(context.folder / "evidence.json", evidence)
     write_text(
@@ -104,11 +113,12 @@ def outcomes_of_run(out: Path) -> tuple[Task, list[ArmOutcome]]:
 def _outcomes(
     config: ReportConfig, folders: dict[str, Path], manifests: dict[str, Manifest], task: Task
 ) -> list[ArmOutcome]:
-    leaked = bool(task.report["allowed_leak"])
-    return [_outcome(arm, folders, manifests, leaked=leaked) for arm in config.arms]
+    return [_outcome(arm, folders, manifests, task, config.resamples) for arm in config.arms]
 
 
-def _outcome(arm: JudgedArm, folders: dict[str, Path], manifests: dict[str, Manifest], *, leaked: bool) -> ArmOutcome:
+def _outcome(
+    arm: JudgedArm, folders: dict[str, Path], manifests: dict[str, Manifest], task: Task, resamples: int
+) -> ArmOutcome:
     """An arm's runs; what they cost is summed over the stages each stands on and averaged over seeds."""
     runs = [_stages_behind(name, manifests) for name in arm.evaluations]
     costs = [sum((Cost(**m["cost"]) for m in run[1:]), start=Cost(**run[0]["cost"])) for run in runs]
@@ -131,9 +141,26 @@ def _outcome(arm: JudgedArm, folders: dict[str, Path], manifests: dict[str, Mani
         train_rows=solved_by[0]["facts"].get("train_rows", 0),
         counts=counts,
         learning_curves=[read_metrics(folders[m["stage"]] / "metrics.jsonl") for m in trained if m is not None],
+        shots_curve=_shots_curve([(folders[m["stage"]], m) for m in solved_by], task, resamples),
         stages=[m["stage"] for m in runs[0]],
-        leaked=leaked,
+        leaked=bool(task.report["allowed_leak"]),
     )
+
+
+def _shots_curve(solved_by: list[tuple[Path, Manifest]], task: Task, resamples: int) -> list[ShotsEvidence]:
+    """Of a prompted arm that had a choice; empty for any other."""
+    from quilate.evaluation.shots import TriedPrompt, shots_curve
+
+    tried = [
+        TriedPrompt(entry["trial"]["shots"], load_file(trial_scores(folder, number))["dev"])
+        for folder, manifest in solved_by
+        for number, entry in enumerate(manifest["facts"].get("trials", []))
+    ]
+    if not tried:
+        return []
+    groups = [item.group for item in task.dev] if task.config.group else None
+    gold = gold_indices(task.dev, task.labels)
+    return shots_curve(tried, gold, len(task.labels), groups, metric=task.config.metric, resamples=resamples)
 
 
 def _stages_behind(name: str, manifests: dict[str, Manifest]) -> list[Manifest]:
@@ -288,4 +315,4 @@ def read_evidence(out: Path) -> dict[str, Any]:
     return evidence
 
 
-REPORT = StageKind("report", 3, ReportConfig, _run)
+REPORT = StageKind("report", 4, ReportConfig, _run)

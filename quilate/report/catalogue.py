@@ -61,6 +61,18 @@ _BOTH: dict[str, tuple[str, str]] = {
         "Training loss, one line for each run, lightly smoothed; the faint line is the raw loss.",
         "Pérdida de entrenamiento, una línea por ejecución, ligeramente suavizada; la línea tenue es la pérdida bruta.",
     ),
+    "shots": ("Solved examples and score", "Ejemplos resueltos y puntuación"),
+    "shots.note": (
+        "On {items:items} of the development set, where the prompt is chosen, not on the test items. A point is the "
+        "mean over the prompts tried (seeds, templates, orders), the line its interval, the pale bar the lowest and "
+        "highest of them.",
+        "Con {items:items} de desarrollo, donde se elige cómo preguntar, no con los de prueba. Cada punto es la media "
+        "de "
+        "las formas probadas (semillas, plantillas, órdenes); la línea, su intervalo; la barra pálida, la menor y la "
+        "mayor.",
+    ),
+    "axis.shots": ("Solved examples in the prompt", "Ejemplos resueltos en la instrucción"),
+    "shots.fit": ("all that fit", "los que caben"),
     "axis.step": ("Training step", "Paso de entrenamiento"),
     "axis.loss": ("Loss (nats per token)", "Pérdida (nats por token)"),
     "swipe": ("Swipe sideways to see all of it.", "Deslice hacia un lado para verlo entero."),

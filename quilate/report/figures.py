@@ -1,6 +1,6 @@
 """Figures as inline SVG whose colours are CSS variables, so that one figure serves light, dark and print.
 
-matplotlib draws with marker colours that no one would choose (`_INK`, ...); in the finished SVG each becomes
+matplotlib draws with marker colours that no one would choose (`INK`, ...); in the finished SVG each becomes
 `var(--...)`. Text stays text: it can be read aloud, searched and copied, in the page's own font.
 """
 
@@ -24,22 +24,22 @@ from quilate.report.language import Language
 
 Width = Literal["wide", "narrow"]
 
-_INK, _MUTED, _LINE, _ACCENT, _PAPER = "#010203", "#020304", "#030405", "#040506", "#050607"
-_SERIES = ("#060708", "#07080a", "#08090b", "#090a0c", "#0a0b0d", "#0b0c0e")
-_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", _ACCENT: "--accent", _PAPER: "--paper"}
-_VARIABLES |= {marker: f"--series-{index}" for index, marker in enumerate(_SERIES)}
+INK, MUTED, _LINE, _ACCENT, _PAPER = "#010203", "#020304", "#030405", "#040506", "#050607"
+SERIES = ("#060708", "#07080a", "#08090b", "#090a0c", "#0a0b0d", "#0b0c0e")
+_VARIABLES = {INK: "--ink", MUTED: "--muted", _LINE: "--line", _ACCENT: "--accent", _PAPER: "--paper"}
+_VARIABLES |= {marker: f"--series-{index}" for index, marker in enumerate(SERIES)}
 _SECONDS = (0.001, 0.01, 0.1, 1, 10, 60, 600, 3600, 36_000, 86_400, 864_000)  # readable ticks of a time axis
 _CHEAPEST = 0.001  # seconds; a logarithmic axis has no zero
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "quilate",
     "font.family": "sans-serif",
     "font.size": 10,
-    "text.color": _INK,
+    "text.color": INK,
     "axes.edgecolor": _LINE,
-    "axes.labelcolor": _MUTED,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
+    "axes.labelcolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -49,7 +49,7 @@ _STYLE = {
 }
 
 
-def _svg(figure: Figure, name: str, description: str) -> str:
+def svg_of(figure: Figure, name: str, description: str) -> str:
     """The figure as an <svg> element without prolog, metadata, namespaces or fixed size."""
     buffer = io.StringIO()
     figure.savefig(
@@ -80,7 +80,7 @@ def standalone(svg: str) -> str:
     return svg.replace("<svg", f'<svg {names} style="background: {colours["--card"]}; font-family: sans-serif"', 1)
 
 
-def _axes(width: Width, wide: tuple[float, float], narrow: tuple[float, float]) -> tuple[Figure, Axes]:
+def axes_of(width: Width, wide: tuple[float, float], narrow: tuple[float, float]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=wide if width == "wide" else narrow, layout="constrained")
     return figure, figure.add_subplot()
 
@@ -90,15 +90,15 @@ def cost_and_score(arms: list[ArmEvidence], highlighted: str | None, t: Language
 
     Wide figures name the points; narrow ones, where names would not fit, number them in the order of `arms`.
     """
-    with mpl.rc_context(_STYLE):
-        figure, axes = _axes(width, (10.6, 4.2), (4.0, 4.4))
+    with mpl.rc_context(STYLE):
+        figure, axes = axes_of(width, (10.6, 4.2), (4.0, 4.4))
         seconds = {arm.name: max(arm.cost.seconds, _CHEAPEST) for arm in arms}
         front = sorted((arm for arm in arms if arm.on_pareto_front), key=lambda arm: arm.cost.seconds)
         axes.plot(
-            [seconds[a.name] for a in front], [a.score for a in front], color=_MUTED, lw=1, ls=(0, (4, 3)), zorder=2
+            [seconds[a.name] for a in front], [a.score for a in front], color=MUTED, lw=1, ls=(0, (4, 3)), zorder=2
         )
         for arm in arms:
-            colour = _ACCENT if arm.name == highlighted else _INK
+            colour = _ACCENT if arm.name == highlighted else INK
             x, (low, high) = seconds[arm.name], arm.ci95
             axes.plot([x, x], [low, high], color=colour, lw=1.6, zorder=3, solid_capstyle="round")
             face = colour if arm.on_pareto_front else _PAPER
@@ -115,10 +115,10 @@ def cost_and_score(arms: list[ArmEvidence], highlighted: str | None, t: Language
             FuncFormatter(lambda share, _: t.percent(share).replace(".0", "").replace(",0", ""))
         )
         axes.set_xlabel(t("axis.cost"))
-        axes.set_title(t(f"short.{metric}"), loc="left", fontsize=10, color=_MUTED)
+        axes.set_title(t(f"short.{metric}"), loc="left", fontsize=10, color=MUTED)
         texts = [arm.name if width == "wide" else str(number) for number, arm in enumerate(arms, start=1)]
         _name_points(figure, axes, arms, texts, seconds, front, highlighted)
-        return _svg(figure, f"cost-{width}", t("figure.cost"))
+        return svg_of(figure, f"cost-{width}", t("figure.cost"))
 
 
 def _tick(seconds: float, t: Language) -> str:
@@ -178,7 +178,7 @@ def _name_points(
             textcoords="offset points",
             ha="right" if leftwards else "left",
             va="center",
-            color=_ACCENT if arm.name == highlighted else _INK,
+            color=_ACCENT if arm.name == highlighted else INK,
             fontweight="bold" if arm.name == highlighted else "normal",
             parse_math=False,
         ).set_in_layout(False)
@@ -193,23 +193,23 @@ def learning_curves(arms: list[ArmEvidence], t: Language, width: Width) -> str |
     trained = [arm for arm in arms if any(_points(curve) for curve in arm.learning_curves)]
     if not trained:
         return None
-    with mpl.rc_context(_STYLE):
-        figure, axes = _axes(width, (10.6, 3.6), (4.0, 3.6))
+    with mpl.rc_context(STYLE):
+        figure, axes = axes_of(width, (10.6, 3.6), (4.0, 3.6))
         for index, arm in enumerate(trained):
-            colour = _SERIES[index % len(_SERIES)]
+            colour = SERIES[index % len(SERIES)]
             for run, curve in enumerate(arm.learning_curves):
                 steps, losses = zip(*_points(curve), strict=True) if _points(curve) else ((), ())
                 style = ("-", (0, (5, 2)), (0, (1, 1.5)))[run % 3]
                 axes.plot(steps, losses, color=colour, lw=0.7, alpha=0.3)
                 axes.plot(steps, _smoothed(losses), color=colour, lw=1.6, ls=style, label=None if run else arm.name)
         axes.set_xlabel(t("axis.step"))
-        axes.set_title(t("axis.loss"), loc="left", fontsize=10, color=_MUTED)
+        axes.set_title(t("axis.loss"), loc="left", fontsize=10, color=MUTED)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: t.decimal(value, 1)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: t.count(value)))
-        for text in axes.legend(frameon=False, labelcolor=_INK).get_texts():
+        for text in axes.legend(frameon=False, labelcolor=INK).get_texts():
             text.set_parse_math(False)
-        return _svg(figure, f"curves-{width}", t("curves"))
+        return svg_of(figure, f"curves-{width}", t("curves"))
 
 
 def _points(curve: list[dict[str, Any]]) -> list[tuple[float, float]]:
@@ -230,7 +230,7 @@ def confusion(arm: ArmEvidence, labels: list[str], t: Language) -> str:
     size = len(labels)
     cell = 0.30
     longest = min(max(map(len, labels)), 44)
-    with mpl.rc_context(_STYLE | {"axes.grid": False}):
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(size * cell + longest * 0.083 + 0.8, size * cell + 0.9), layout="constrained")
         axes = figure.add_subplot()
         for row, counts in enumerate(arm.confusion):
@@ -239,10 +239,10 @@ def confusion(arm: ArmEvidence, labels: list[str], t: Language) -> str:
                 share = count / total if total else 0.0
                 if not count:
                     continue
-                colour = _ACCENT if row == column else _SERIES[1]
+                colour = _ACCENT if row == column else SERIES[1]
                 axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fc=colour, alpha=0.12 + 0.88 * share, lw=0))
                 if share >= 0.005:
-                    ink = _PAPER if share > 0.45 else _INK
+                    ink = _PAPER if share > 0.45 else INK
                     axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
         axes.set_xlim(-0.5, size - 0.5)
         axes.set_ylim(size - 0.5, -0.5)
@@ -252,7 +252,7 @@ def confusion(arm: ArmEvidence, labels: list[str], t: Language) -> str:
         axes.set_yticks(
             range(size), [f"{name}  {k + 1}" for k, name in enumerate(names)], fontsize=8.5, parse_math=False
         )
-        axes.tick_params(length=0, labelcolor=_INK)
+        axes.tick_params(length=0, labelcolor=INK)
         axes.xaxis.tick_top()
         axes.set_xlabel(t("axis.given"))
         for spine in axes.spines.values():
@@ -260,16 +260,16 @@ def confusion(arm: ArmEvidence, labels: list[str], t: Language) -> str:
         for edge in range(size + 1):
             axes.plot([-0.5, size - 0.5], [edge - 0.5, edge - 0.5], color=_LINE, lw=0.5, zorder=0)
             axes.plot([edge - 0.5, edge - 0.5], [-0.5, size - 0.5], color=_LINE, lw=0.5, zorder=0)
-        return _svg(figure, "confusion", t("confusion"))
+        return svg_of(figure, "confusion", t("confusion"))
 
 
 def reliability(arm: ArmEvidence, t: Language) -> str:
     """The reliability diagram; a point's area is the number of items in its bin."""
-    with mpl.rc_context(_STYLE):
-        figure, axes = _axes("wide", (4.0, 3.8), (4.0, 3.8))
+    with mpl.rc_context(STYLE):
+        figure, axes = axes_of("wide", (4.0, 3.8), (4.0, 3.8))
         bins = arm.calibration.bins
         largest = max(b.items for b in bins)
-        axes.plot([0, 1], [0, 1], color=_MUTED, lw=1, ls=(0, (4, 3)))
+        axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=(0, (4, 3)))
         axes.plot([b.confidence for b in bins], [b.accuracy for b in bins], color=_ACCENT, lw=1.2)
         sizes = [12 + 28 * b.items / largest for b in bins]
         axes.scatter([b.confidence for b in bins], [b.accuracy for b in bins], s=sizes, color=_ACCENT, zorder=3)
@@ -280,5 +280,5 @@ def reliability(arm: ArmEvidence, t: Language) -> str:
         axes.xaxis.set_major_formatter(plain)
         axes.yaxis.set_major_formatter(plain)
         axes.set_xlabel(t("axis.confidence"))
-        axes.set_title(t("axis.right"), loc="left", fontsize=10, color=_MUTED)
-        return _svg(figure, "reliability", t("calibration"))
+        axes.set_title(t("axis.right"), loc="left", fontsize=10, color=MUTED)
+        return svg_of(figure, "reliability", t("calibration"))

@@ -12,6 +12,7 @@ from quilate.evaluation.evidence import parse
 from quilate.evaluation.schema import ArmEvidence, Evidence, LanguageModelling
 from quilate.report import figures
 from quilate.report.language import Language
+from quilate.report.shots_figure import shots_curves
 from quilate.report.table import badge_of
 
 
@@ -65,6 +66,8 @@ def _figures(evidence: Evidence, shown: ArmEvidence, t: Language) -> dict[str, M
         "cost_narrow": figures.cost_and_score(arms, chosen, t, metric, "narrow"),
         "curves_wide": figures.learning_curves(arms, t, "wide"),
         "curves_narrow": figures.learning_curves(arms, t, "narrow"),
+        "shots_wide": shots_curves(arms, t, metric, "wide"),
+        "shots_narrow": shots_curves(arms, t, metric, "narrow"),
         "confusion": figures.confusion(shown, evidence.labels, t),
         "reliability": figures.reliability(shown, t),
     }

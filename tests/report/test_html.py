@@ -161,3 +161,15 @@ def test_what_is_not_evidence_is_refused(evidence: dict[str, Any]) -> None:
 )
 def test_numbers_are_written_as_each_language_writes_them(call: Any, english: str, spanish: str) -> None:
     assert (call(Language("en")), call(Language("es"))) == (english, spanish)
+
+
+def test_the_curve_over_shots_is_drawn_where_there_is_one(evidence: dict[str, Any]) -> None:
+    assert "shots-wide" not in render_html(evidence, "es")
+    tried = copy.deepcopy(evidence)
+    point = {"score": 0.4, "ci95": (0.3, 0.5), "interval_over": "items", "lowest": 0.35, "highest": 0.45,
+             "runs": 4, "items": 100}  # fmt: skip
+    tried["arms"][3]["shots_curve"] = [point | {"shots": shots} for shots in (0, 4, 16, "fit")]
+    page = Page(render_html(tried, "es"))
+    assert "Ejemplos resueltos en la instrucción" in page.text
+    assert "los que caben" in page.text
+    assert "no con los de prueba" in page.text
