@@ -11,6 +11,13 @@ from quilate.files import digest
 from quilate.rng import numpy_stream
 
 
+def epoch_orders(count: int, epochs: float, seed: int) -> list[np.ndarray]:
+    """For each epoch the order in which `count` things are visited; the last one may visit a part only."""
+    whole, part = int(epochs), epochs - int(epochs)
+    sizes = [count] * whole + ([round(part * count)] if part else [])
+    return [numpy_stream(seed, "order", n).permutation(count)[:size] for n, size in enumerate(sizes) if size]
+
+
 class ExampleBatches:
     """Shuffled epochs over tokenized examples; every epoch visits each example once, in an order of its own.
 
@@ -37,7 +44,7 @@ class ExampleBatches:
         max_tokens: int | None = None,
     ) -> None:
         self.examples, self.micro_batch_tokens = examples, micro_batch_tokens
-        visits = self._visits(epochs, seed)
+        visits = epoch_orders(len(examples), epochs, seed)
         self.plan: list[np.ndarray] = []
         used = 0
         for batch in (part for epoch in visits for part in np.split(epoch, range(batch_size, len(epoch), batch_size))):
@@ -49,15 +56,6 @@ class ExampleBatches:
         order = [[examples[i].id for i in batch] for batch in self.plan]
         content = [[e.id, e.tokens.tolist(), e.supervised.tolist()] for e in examples]
         self.fingerprint = digest([order, content, micro_batch_tokens])
-
-    def _visits(self, epochs: float, seed: int) -> list[np.ndarray]:
-        whole, part = int(epochs), epochs - int(epochs)
-        sizes = [len(self.examples)] * whole + ([round(part * len(self.examples))] if part else [])
-        return [
-            numpy_stream(seed, "order", n).permutation(len(self.examples))[:size]
-            for n, size in enumerate(sizes)
-            if size
-        ]
 
     def __len__(self) -> int:
         return len(self.plan)

@@ -71,6 +71,10 @@ class PackedBatch:
     def supervised_tokens(self) -> int:
         return self.targets.shape[0]
 
+    @property
+    def weight(self) -> int:
+        return self.supervised_tokens
+
     def to(self, device: torch.device) -> PackedBatch:
         moved = (t.to(device, non_blocking=True) for t in (self.input_ids, self.position_ids))
         input_ids, position_ids = moved

@@ -1,6 +1,6 @@
 """The training loop. One optimizer step reads top to bottom in `optimizer_step`; `fit` repeats it and can be killed.
 
-A phase brings a model, batches, and a loss function `(micro-batch) -> sum of losses over its supervised tokens`.
+A phase brings a model, batches, and a loss function `(micro-batch) -> sum of losses`, over its supervised tokens say.
 Batches are a function of the step alone, so the data order needs no state and a resumed run cannot lose or repeat any.
 """
 
@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from quilate import faults
-from quilate.data.packing import PackedBatch
 from quilate.engine.checkpoint import Checkpoint, Checkpointer
 from quilate.engine.interrupts import StopRequest
 from quilate.engine.runlog import ProgressListener, RunLog
@@ -25,26 +24,48 @@ from quilate.files import write_jsonl
 from quilate.optim.adamw import AdamW
 from quilate.rng import Streams
 
-LossFunction = Callable[[PackedBatch], Tensor]
 Schedule = Callable[[int], float]
 
 # A run whose updates are refused this many times in a row is broken, not unlucky (guess).
 MAX_REFUSED_IN_A_ROW = 5
 
 
-class Batches(Protocol):
+class MicroBatch(Protocol):
+    """What is in memory at once. `weight` is what the step's sum of losses is divided by, summed over the step: the
+    supervised tokens of a language model, the prompts of a preference model."""
+
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def supervised_tokens(self) -> int: ...
+
+    @property
+    def weight(self) -> int: ...
+
+
+B = TypeVar("B", bound=MicroBatch)
+B_co = TypeVar("B_co", bound=MicroBatch, covariant=True)
+
+LossFunction = Callable[[B], Tensor]
+
+
+class Batches(Protocol[B_co]):
     """All batches of a run: `batches[step]` gives that optimizer step's micro-batches, the same at every call."""
 
     fingerprint: str
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, step: int) -> Sequence[PackedBatch]: ...
+    def __getitem__(self, step: int) -> Sequence[B_co]: ...
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of one optimizer step: mean loss over supervised tokens, gradient norm before clipping, and what was used."""
+    """Of one optimizer step: mean loss over its weight, gradient norm before clipping, and what was used."""
 
     loss: float
     gradient_norm: float
@@ -62,8 +83,8 @@ class FitResult:
 
 
 def optimizer_step(
-    micro_batches: Sequence[PackedBatch],
-    loss_function: LossFunction,
+    micro_batches: Sequence[B],
+    loss_function: LossFunction[B],
     optimizer: AdamW,
     *,
     learning_rate: float,
@@ -71,15 +92,15 @@ def optimizer_step(
 ) -> StepResult:
     """One update from one batch, given as micro-batches.
 
-    The loss is normalized by the supervised tokens of the *whole* step, so any division into micro-batches gives the
+    The loss is normalized by the weight of the *whole* step, so any division into micro-batches gives the
     same gradient. A loss or gradient that is not finite changes nothing: no parameter, no optimizer state.
     """
-    supervised = sum(batch.supervised_tokens for batch in micro_batches)
+    weight = sum(batch.weight for batch in micro_batches)
     loss = 0.0
     for batch in micro_batches:
         loss_sum = loss_function(batch)
-        loss += float(loss_sum.detach()) / supervised
-        (loss_sum / supervised).backward()  # type: ignore[no-untyped-call]
+        loss += float(loss_sum.detach()) / weight
+        (loss_sum / weight).backward()  # type: ignore[no-untyped-call]
         if len(micro_batches) > 1:
             optimizer.accumulate()
     norm = optimizer.gradient_norm()
@@ -88,13 +109,14 @@ def optimizer_step(
         optimizer.step(learning_rate, gradient_scale=min(1.0, clip_norm / max(norm, 1e-12)))
     else:
         optimizer.clear_gradients()
-    return StepResult(loss, norm, sum(b.tokens for b in micro_batches), supervised, applied)
+    tokens, supervised = sum(b.tokens for b in micro_batches), sum(b.supervised_tokens for b in micro_batches)
+    return StepResult(loss, norm, tokens, supervised, applied)
 
 
 def fit(
     model: nn.Module,
-    batches: Batches,
-    loss_function: LossFunction,
+    batches: Batches[B],
+    loss_function: LossFunction[B],
     optimizer: AdamW,
     schedule: Schedule,
     streams: Streams,
@@ -159,12 +181,12 @@ def fit(
     return FitResult(counts["step"], counts["tokens"], counts["supervised_tokens"], counts["refused_updates"])
 
 
-def _snapshot(counts: dict[str, int], batches: Batches, optimizer: AdamW, streams: Streams) -> Checkpoint:
+def _snapshot(counts: dict[str, int], batches: Batches[B], optimizer: AdamW, streams: Streams) -> Checkpoint:
     state = {"counts": counts, "batches": batches.fingerprint, "total_steps": len(batches)}
     return Checkpoint(counts["step"], {"optimizer": optimizer.state(), "streams": streams.state()}, state)
 
 
-def _resume(checkpointer: Checkpointer, batches: Batches, optimizer: AdamW, streams: Streams) -> dict[str, int]:
+def _resume(checkpointer: Checkpointer, batches: Batches[B], optimizer: AdamW, streams: Streams) -> dict[str, int]:
     checkpoint = checkpointer.latest()
     if checkpoint is None:
         return {"step": 0, "tokens": 0, "supervised_tokens": 0, "refused_updates": 0}

@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any
 
 from pydantic import Field
+from torch import nn
 from transformers import PreTrainedModel
 
 from quilate.config import Config
 from quilate.data.batches import ExampleBatches
 from quilate.data.packing import Example
 from quilate.engine.language_modelling import LanguageModellingLoss
-from quilate.engine.loop import FitResult, fit
+from quilate.engine.loop import B, Batches, FitResult, LossFunction, fit
 from quilate.errors import DataError
 from quilate.models.precision import Precision
 from quilate.optim.adamw import AdamW
@@ -73,6 +74,19 @@ def plan_batches(config: ExampleTraining, examples: Sequence[Example], seed: int
 def train_on_examples(
     context: StageContext[Any], model: PreTrainedModel, batches: ExampleBatches, streams: Streams, *, rate: float
 ) -> FitResult:
+    """`train` a language model."""
+    return train(context, model, batches, LanguageModellingLoss(model), streams, rate=rate)
+
+
+def train(
+    context: StageContext[Any],
+    model: nn.Module,
+    batches: Batches[B],
+    loss_function: LossFunction[B],
+    streams: Streams,
+    *,
+    rate: float,
+) -> FitResult:
     """Train, or go on training; the model's bf16 weights end as its master's nearest.
 
     Raises:
@@ -88,7 +102,7 @@ def train_on_examples(
     )
     optimizer = AdamW(model.named_parameters(), weight_decay=config.weight_decay, rounding=streams["rounding"])
     result = fit(
-        model, batches, LanguageModellingLoss(model), optimizer, schedule, streams,
+        model, batches, loss_function, optimizer, schedule, streams,
         folder=context.folder, listener=context.listener, stop=context.stop, warn=context.note,
         clip_norm=config.clip_norm, checkpoint_seconds=config.checkpoint_seconds,
         checkpoint_steps=config.checkpoint_steps,
