@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from quilate.errors import DataError
 from quilate.files import digest
+from quilate.tokenization.chat import Message
 
-Message = dict[str, str]  # "role" (system, user or assistant) and "content"
 Row = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant")
@@ -144,8 +144,11 @@ class _Collector:
         draft.pairs[pair] = strength
 
     def finish(self, name: str, max_pairs: int | None = None) -> Preferences:
-        prompts = []
+        prompts: list[JudgedPrompt] = []
+        ids = Counter[str]()
         for draft in self.drafts.values():
+            ids[draft.id] += 1
+            id = draft.id if ids[draft.id] == 1 else f"{draft.id} ({ids[draft.id]})"
             pairs = [Pair(*pair, strength) for pair, strength in draft.pairs.items() if pair[::-1] not in draft.pairs]
             self.counts["pairs preferred both ways"] += len(draft.pairs) - len(pairs)
             if max_pairs is not None and len(pairs) > max_pairs:
@@ -156,7 +159,7 @@ class _Collector:
             if pairs or draft.rewards or draft.demonstrations or any(label is not None for label in labels):
                 rewards = tuple(draft.rewards.get(i) for i in everything)
                 judged = draft.prompt, tuple(draft.completions), tuple(pairs), labels, rewards
-                prompts.append(JudgedPrompt(draft.id, *judged, tuple(draft.demonstrations), draft.group, draft.derived))
+                prompts.append(JudgedPrompt(id, *judged, tuple(draft.demonstrations), draft.group, draft.derived))
         return Preferences(prompts, {k: v for k, v in self.counts.items() if v}, name)
 
 

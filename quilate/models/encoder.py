@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quilate.models.attention import DocumentLayout, use_packed_attention
-from quilate.models.heads import divide
+from quilate.models.heads import Divided, divide
 
 
 class DocumentEncoder:
@@ -22,10 +22,11 @@ class DocumentEncoder:
         model: a causal or masked model, adapted or not. Its attention is switched to the packed one where its
             architecture allows it; where it does not (Falcon), each document becomes a row of its own, padded among
             similar lengths.
+        divided: its body and head, where they are not a language model's.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.divided = divide(model)
+    def __init__(self, model: PreTrainedModel, divided: Divided | None = None) -> None:
+        self.divided = divided or divide(model)
         inner = model.get_base_model() if hasattr(model, "peft_config") else model
         self.packed = use_packed_attention(inner)
 
