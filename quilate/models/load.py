@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -72,6 +73,16 @@ def load_causal(directory: Path, *, dtype: torch.dtype, attention: str = "sdpa")
             hint="use a causal model here; a masked one can be adapted, and fine-tuned with `method: head`",
         )
     return load_language_model(directory, dtype=dtype, attention=attention)
+
+
+def load_classifier(directory: Path, *, dtype: torch.dtype) -> PreTrainedModel:
+    """A sequence classifier, a reward model say, in evaluation mode.
+
+    Raises:
+        ModelError: see `check_model_directory`; or transformers cannot load it, or its classifying layer is missing.
+    """
+    check_model_directory(directory)
+    return _load(AutoModelForSequenceClassification, directory, dtype=dtype, attention="sdpa")
 
 
 # What transformers and peft were seen to raise for files that are broken or name things they do not know.
