@@ -53,6 +53,11 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def cache_folder() -> Path:
+    """Where what is made once for this machine is kept: `$QUILATE_CACHE`, else `~/.cache/quilate`."""
+    return make_folder(Path(os.environ.get("QUILATE_CACHE", "~/.cache/quilate")).expanduser())
+
+
 def fsync_folder(path: Path) -> None:
     """Make the names inside `path` durable (a rename is only on disk after this)."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from quilate.errors import ModelError
+from quilate.kernels import attention as fused
 
 PACKED_ATTENTION = "quilate_packed"
 
@@ -46,10 +47,15 @@ class Group:
 
 @dataclass(frozen=True)
 class DocumentLayout:
-    """Where the documents of a packed row are; computed once a batch and used by every layer."""
+    """Where the documents of a packed row are; computed once a batch and used by every layer.
+
+    Attributes:
+        starts: [documents + 1] int64, on the CPU: where each document begins, and the number of tokens.
+    """
 
     groups: tuple[Group, ...]
     longest: int
+    starts: Tensor
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> DocumentLayout:
@@ -63,7 +69,7 @@ class DocumentLayout:
             if index > first:
                 groups.append(_group(start, lengths[first:index], device))
                 start, first = groups[-1].stop, index
-        return cls(tuple(groups), max(lengths))
+        return cls(tuple(groups), max(lengths), torch.tensor([0, *lengths]).cumsum(0))
 
 
 def _group(start: int, lengths: Sequence[int], device: torch.device | str) -> Group:
@@ -137,6 +143,10 @@ def packed_attention(
         )
     causal = bool(getattr(module, "is_causal", True))
     packed = [t[0].transpose(0, 1) for t in (query, key, value)]  # [T, heads, E]
+    if dropout == 0 and fused.is_fused(packed[0]):
+        scale = packed[0].shape[-1] ** -0.5 if scaling is None else scaling
+        query, key, value = packed
+        return fused.packed_attention(query, key, value, document_layout.starts, scale=scale, causal=causal)[None], None
     outputs = [_group_attention(group, packed, causal, scaling, dropout) for group in document_layout.groups]
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
 

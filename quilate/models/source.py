@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quilate.errors import MachineError, ModelError
-from quilate.files import atomic_folder, digest, folder_lock, make_folder, read_json, sha256_of_file
+from quilate.files import atomic_folder, cache_folder, digest, folder_lock, read_json, sha256_of_file
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -134,11 +134,6 @@ def _check_safetensors(path: Path) -> None:
         raise cut
 
 
-def model_cache() -> Path:
-    """Where converted models live: `$QUILATE_CACHE`, else `~/.cache/quilate`."""
-    return make_folder(Path(os.environ.get("QUILATE_CACHE", "~/.cache/quilate")).expanduser())
-
-
 def _gguf_of_package(name: str) -> Path:
     spec = importlib.util.find_spec(name.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
@@ -155,8 +150,8 @@ def _gguf_of_package(name: str) -> Path:
 
 def _converted(gguf: Path, note: Callable[[str], None]) -> Path:
     """Dequantize a GGUF file into a Hugging Face directory, once; the cache key is the file's digest."""
-    target = model_cache() / f"{gguf.stem}-{sha256_of_file(gguf)[:16]}"
-    with folder_lock(model_cache() / f".{target.name}.lock"):
+    target = cache_folder() / f"{gguf.stem}-{sha256_of_file(gguf)[:16]}"
+    with folder_lock(cache_folder() / f".{target.name}.lock"):
         if target.is_dir():
             return target
         note(f"converting {gguf.name} (once; kept in {target})")

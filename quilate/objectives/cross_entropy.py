@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from quilate.kernels.library import operation
+
 # Rows of logits held at once. 512 x 49,152 in fp32 is 100 MB; larger chunks measured no faster on two cores (a guess
 # for other machines).
 CHUNK_ROWS = 512
@@ -53,17 +55,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_grad = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
         for start in range(0, hidden.shape[0], CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            logits = F.linear(hidden[rows], weight, bias).float()
-            chunk_targets = targets[rows, None]
-            log_normalizer = logits.logsumexp(-1, keepdim=True)
-            loss += (log_normalizer - logits.gather(-1, chunk_targets)).sum()
-            if hidden_grad is None and weight_grad is None and bias_grad is None:
+            wanted = hidden_grad is not None or weight_grad is not None or bias_grad is not None
+            losses, logits_grad = _losses(F.linear(hidden[rows], weight, bias), targets[rows], gradient=wanted)
+            loss += losses.sum()
+            if logits_grad is None:
                 continue
-            logits_grad = logits.sub_(log_normalizer).exp_()  # softmax, in place
-            logits_grad.scatter_add_(-1, chunk_targets, torch.full_like(chunk_targets, -1, dtype=torch.float32))
             if bias_grad is not None:
-                bias_grad += logits_grad.sum(0)
-            logits_grad = logits_grad.to(hidden.dtype)
+                bias_grad += logits_grad.sum(0, dtype=torch.float32)
             if hidden_grad is not None:
                 hidden_grad[rows] = logits_grad @ weight
             if weight_grad is not None:
@@ -83,6 +81,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if bias_grad is None else (bias_grad * scale).to(bias_dtype),
             None,
         )
+
+
+def _losses(logits: Tensor, targets: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """-log softmax(logits)[target] of each row [S], fp32, and its gradient in the place of the logits if wanted."""
+    fused = operation("cross_entropy") if logits.device.type == "cpu" and logits.dtype == torch.bfloat16 else None
+    if fused is not None:
+        losses = torch.empty(logits.shape[0], dtype=torch.float32)
+        fused(losses, logits, targets, gradient)
+        return losses, logits if gradient else None
+    exact, places = logits.float(), targets[:, None]
+    log_normalizer = exact.logsumexp(-1, keepdim=True)
+    losses = (log_normalizer - exact.gather(-1, places))[:, 0]
+    if not gradient:
+        return losses, None
+    softmax = exact.sub_(log_normalizer).exp_()
+    softmax.scatter_add_(-1, places, torch.full_like(places, -1, dtype=torch.float32))
+    return losses, softmax.to(logits.dtype)
 
 
 def linear_token_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:

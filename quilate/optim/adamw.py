@@ -7,10 +7,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from quilate.optim.rounding import stochastic_round_
+from quilate.kernels.library import operation
+from quilate.optim.rounding import draw_key, stochastic_round_
 
-# Elements updated together: six fp32 arrays of this length are 3 MB and stay in a core's cache, which makes the plain
-# torch code below about as fast as a fused kernel (guess for other machines).
+# Elements updated together by the plain torch code: six fp32 arrays of this length are 3 MB and stay in a core's cache
+# (guess for other machines). Even, as the rounding wants it.
 BLOCK = 1 << 17
 
 
@@ -78,27 +79,21 @@ class AdamW:
     def step(self, learning_rate: float, gradient_scale: float = 1.0) -> None:
         """Update every parameter that has a gradient, then forget the gradients."""
         self.updates += 1
-        beta1, beta2 = self.betas
-        corrected_rate = learning_rate / (1 - beta1**self.updates)
-        second_correction = (1 - beta2**self.updates) ** 0.5
+        correction1, correction2 = (1 - beta**self.updates for beta in self.betas)
         for name, gradient in self.gradients().items():
-            parameter, master = self.parameters[name], self.master[name]
+            parameter = self.parameters[name]
             decay = 1 - learning_rate * (self.weight_decay if parameter.dim() >= 2 else 0.0)
-            flat = [t.view(-1) for t in (parameter.data, master, self.first_moment[name], self.second_moment[name])]
-            flat_gradient = gradient.reshape(-1)
-            for start in range(0, master.numel(), BLOCK):
-                block = slice(start, start + BLOCK)
-                compute, weight, first, second = (t[block] for t in flat)
-                g = flat_gradient[block].float() * gradient_scale
-                first.lerp_(g, 1 - beta1)
-                second.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-                weight.mul_(decay).addcdiv_(
-                    first, second.sqrt().div_(second_correction).add_(self.eps), value=-corrected_rate
-                )
-                if parameter.dtype != torch.float32:
-                    assert self.rounding is not None  # checked at construction
-                    stochastic_round_(compute, weight, self.rounding)
+            # Asked of the stream for every parameter, so that it moves alike with and without the fused kernel.
+            key = 0 if parameter.dtype == torch.float32 else draw_key(self._stream())
+            arrays = parameter.data, self.master[name], self.first_moment[name], self.second_moment[name], gradient
+            rates = self.eps, learning_rate / correction1, correction2**0.5, decay, gradient_scale
+            update = operation("adamw") if all(_fits_kernel(t) for t in arrays) else None
+            (update or _update)(*arrays, *self.betas, *rates, key)
         self.clear_gradients()
+
+    def _stream(self) -> torch.Generator:
+        assert self.rounding is not None  # checked at construction
+        return self.rounding
 
     def state(self) -> dict[str, Tensor]:
         """Everything a later `restore` needs to continue bit for bit, as named tensors."""
@@ -133,3 +128,35 @@ class AdamW:
         for name, parameter in self.parameters.items():
             if parameter.dtype != torch.float32:
                 parameter.data.copy_(self.master[name])
+
+
+def _fits_kernel(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dtype in (torch.float32, torch.bfloat16)
+
+
+def _update(
+    compute: Tensor,
+    master: Tensor,
+    first: Tensor,
+    second: Tensor,
+    gradient: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    corrected_rate: float,
+    second_correction: float,
+    decay: float,
+    gradient_scale: float,
+    key: int,
+) -> None:
+    """One parameter's update; the fused kernel `adamw` is the same in one pass over memory."""
+    flat = [t.view(-1) for t in (compute, master, first, second)]
+    flat_gradient = gradient.reshape(-1)
+    for start in range(0, master.numel(), BLOCK):
+        compute_block, weight, m, v = (t[start : start + BLOCK] for t in flat)
+        g = flat_gradient[start : start + BLOCK].float() * gradient_scale
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        weight.mul_(decay).addcdiv_(m, v.sqrt().div_(second_correction).add_(eps), value=-corrected_rate)
+        if compute.dtype != torch.float32:
+            stochastic_round_(compute_block, weight, key, first=start)

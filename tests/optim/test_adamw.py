@@ -8,8 +8,18 @@ import pytest
 import torch
 from torch import nn
 
+from quilate.kernels.library import operation, why_missing
 from quilate.optim import adamw
 from quilate.optim.adamw import AdamW
+
+
+@pytest.fixture(params=["fused", "plain"], autouse=True)
+def both_paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything holds of the fused kernel and of the plain torch code."""
+    if request.param == "plain":
+        monkeypatch.setattr(adamw, "operation", lambda name: None)
+    elif operation("adamw") is None:
+        pytest.skip(f"no fused operations here: {why_missing()}")
 
 
 def network(seed: int = 0) -> nn.Sequential:

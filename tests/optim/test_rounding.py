@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quilate.optim.rounding import random_bits16, stochastic_round_
+from quilate.optim.rounding import draw_key, random_bits16, stochastic_round_
 
 
 def rounded(source: torch.Tensor, seed: int = 0) -> torch.Tensor:
     target = torch.empty_like(source, dtype=torch.bfloat16)
-    stochastic_round_(target, source, torch.Generator().manual_seed(seed))
+    stochastic_round_(target, source, draw_key(torch.Generator().manual_seed(seed)))
     return target
 
 
@@ -48,9 +48,9 @@ def test_the_seed_decides() -> None:
 
 
 def test_the_bits_are_uniform_and_independent() -> None:
-    """Each of the 16 bits is set half the time, neighbours (four to one draw) do not correlate, and none is out of
+    """Each of the 16 bits is set half the time, neighbours (two to one word) do not correlate, and none is out of
     range."""
-    bits = random_bits16(400_001, torch.Generator().manual_seed(2))
+    bits = random_bits16(400_001, draw_key(torch.Generator().manual_seed(2)))
     assert bits.shape == (400_001,)
     assert int(bits.min()) >= 0
     assert int(bits.max()) <= 0xFFFF
@@ -60,3 +60,16 @@ def test_the_bits_are_uniform_and_independent() -> None:
     for lag in (1, 2, 3, 4):
         correlation = float((centred[lag:] * centred[:-lag]).mean() / centred.square().mean())
         assert abs(correlation) < 5 / 400_000**0.5
+
+
+def test_a_part_rounded_alone_has_the_same_bits() -> None:
+    whole = random_bits16(1000, key=-12345678901234567)
+    assert torch.equal(whole[300:701], random_bits16(401, key=-12345678901234567, first=300))
+
+
+def test_keys_drawn_one_after_the_other_give_independent_bits() -> None:
+    """Correlations of neighbouring keys' bits within 5 sigma."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.stack([random_bits16(100_000, draw_key(generator)).double() - 32767.5 for _ in range(6)])
+    correlation = torch.corrcoef(rows).fill_diagonal_(0)
+    assert float(correlation.abs().max()) < 5 / 100_000**0.5
