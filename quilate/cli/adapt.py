@@ -53,8 +53,9 @@ def adapt(
     json
         Print what was measured as JSON, and no progress.
     """
-    from quilate.cli.single import TextFlags, run_single_stage
+    from quilate.cli.single import TextFlags, run_single_stage, text_recipe
 
     stage = {"kind": "adapt", "weights": weights, "tokens": tokens, "lr": lr}
     flags = TextFlags(corpus, text, documents, language, replay, replay_share)
-    run_single_stage("adapt", stage, flags, base=base, seed=seed, out=out, json=json)
+    value = text_recipe("adapt", stage, flags, base=base, seed=seed)
+    run_single_stage("adapt", value, out=out, json=json)

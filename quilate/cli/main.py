@@ -21,7 +21,9 @@ VERBS = {
     "pretrain": "Train a new model, tokenizer included, on raw text, without a recipe.",
     "adapt": "Train a model further on raw text of your domain, without a recipe.",
     "finetune": "Fine-tune a model on a labelled file, without a recipe.",
+    "sft": "Train a model on conversations, without a recipe.",
     "icl": "Prompt a model with solved examples, without a recipe; or show the prompt.",
+    "data": "Preview conversations: what is dropped, and which text a model would learn.",
     "chat": "Talk to a model, with or without an adapter.",
 }
 

@@ -50,8 +50,9 @@ def pretrain(
     json
         Print what was measured as JSON, and no progress.
     """
-    from quilate.cli.single import TextFlags, run_single_stage
+    from quilate.cli.single import TextFlags, run_single_stage, text_recipe
 
     stage = {"kind": "pretrain", "shape": shape, "size": size, "vocabulary": vocabulary, "tokens": tokens, "lr": lr}
     flags = TextFlags(corpus, text, documents, language, None, 0.0)
-    run_single_stage("pretrain", stage, flags, base=None, seed=seed, out=out, json=json)
+    value = text_recipe("pretrain", stage, flags, base=None, seed=seed)
+    run_single_stage("pretrain", value, out=out, json=json)

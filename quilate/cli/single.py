@@ -1,8 +1,10 @@
-"""A phase used alone: the verbs `finetune` and `icl` are a recipe of one arm, `pretrain` and `adapt` one of one stage,
-run by the same graph."""
+"""A phase used alone: the verbs `finetune` and `icl` are a recipe of one arm, `pretrain`, `adapt` and `sft` one of one
+stage, run by the same graph."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,10 +92,39 @@ class TextFlags:
     replay_share: float
 
 
-def run_single_stage(
-    name: str, stage: dict[str, Any], flags: TextFlags, *, base: str | None, seed: int, out: Path | None, json: bool
-) -> None:
-    """Run one stage on raw text; print what it measured and where the model is.
+def text_recipe(name: str, stage: dict[str, Any], flags: TextFlags, *, base: str | None, seed: int) -> dict[str, Any]:
+    """The recipe of one stage on raw text, as plain values."""
+    shared = {"text": flags.text, "documents": flags.documents, "language": flags.language}
+    corpora: dict[str, Any] = {"text": {"path": str(flags.corpus.resolve())} | shared}
+    weights = {"text": 1.0}
+    if flags.replay is not None:
+        corpora["replay"] = {"path": str(flags.replay.resolve()), "language": "any"}
+        weights = {"text": 1 - flags.replay_share, "replay": flags.replay_share}
+    return {
+        "recipe": _recipe_name(flags.corpus, name),
+        "base": base,
+        "corpora": corpora,
+        "stages": {name: stage | {"corpora": weights}},
+        "seeds": [seed],
+    }
+
+
+def conversations_recipe(
+    name: str, stage: dict[str, Any], conversations: dict[str, Any], *, base: str, seed: int
+) -> dict[str, Any]:
+    """The recipe of one stage on conversations, as plain values."""
+    path = Path(conversations["path"])
+    return {
+        "recipe": _recipe_name(path, name),
+        "base": base,
+        "conversations": {"chats": conversations | {"path": str(path.resolve())}},
+        "stages": {name: stage | {"conversations": ["chats"]}},
+        "seeds": [seed],
+    }
+
+
+def run_single_stage(name: str, value: dict[str, Any], *, out: Path | None, json: bool) -> None:
+    """Run a recipe of one stage; print what it measured and where the model is.
 
     Raises:
         QuilateError: as `run_recipe`.
@@ -105,19 +136,6 @@ def run_single_stage(
     from quilate.recipe.run import run_recipe
     from quilate.recipe.schema import Recipe
 
-    shared = {"text": flags.text, "documents": flags.documents, "language": flags.language}
-    corpora: dict[str, Any] = {"text": {"path": str(flags.corpus.resolve())} | shared}
-    weights = {"text": 1.0}
-    if flags.replay is not None:
-        corpora["replay"] = {"path": str(flags.replay.resolve()), "language": "any"}
-        weights = {"text": 1 - flags.replay_share, "replay": flags.replay_share}
-    value = {
-        "recipe": f"{flags.corpus.name.split('.')[0]}-{name}",
-        "base": base,
-        "corpora": corpora,
-        "stages": {name: stage | {"corpora": weights}},
-        "seeds": [seed],
-    }
     recipe = config.validate(Recipe, value, source=f"quilate {name}")
     folder = out or Path("runs") / recipe.recipe
     display = RunDisplay(quiet=json)
@@ -132,7 +150,7 @@ def run_single_stage(
 def recipe_of(name: str, arm: dict[str, Any], flags: TaskFlags, *, base: str, seed: int) -> dict[str, Any]:
     """The recipe of one arm, as plain values."""
     return {
-        "recipe": f"{flags.data.name.split('.')[0]}-{name}",
+        "recipe": _recipe_name(flags.data, name),
         "base": base,
         "data": {"all": {"path": str(flags.data.resolve())}},
         "task": {
@@ -146,3 +164,10 @@ def recipe_of(name: str, arm: dict[str, Any], flags: TaskFlags, *, base: str, se
         "arms": {name: arm},
         "seeds": [seed],
     }
+
+
+def _recipe_name(path: Path, verb: str) -> str:
+    """The file's name without its endings, in the letters that a recipe's name may have: `diálogos` -> `dialogos`."""
+    plain = unicodedata.normalize("NFKD", path.name.split(".")[0]).encode("ascii", "ignore").decode()
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", plain).strip("-_") or "data"
+    return f"{stem[:50]}-{verb}"

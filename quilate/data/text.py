@@ -113,3 +113,17 @@ def _paragraphs(lines: list[str]) -> list[str]:
         elif paragraphs[-1]:
             paragraphs.append([])
     return ["\n".join(paragraph) for paragraph in paragraphs]
+
+
+def read_template(path: Path) -> str:
+    """A small text file whole, as UTF-8.
+
+    Raises:
+        DataError: missing, or not UTF-8.
+    """
+    with explained_os_errors(path, "read the template"):
+        content = path.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start})", hint="save it as UTF-8") from error

@@ -26,6 +26,9 @@ Manifest = dict[str, Any]
 # Reading the rows and converting the base serve every arm alike; they are no arm's cost.
 SHARED_KINDS = ("task", "base")
 
+# Stages that read one file or folder each, named in their facts.
+READ_KINDS = ("corpus", "conversations")
+
 # Of `Task.report`: rows that were read and then not used.
 DROPPED = ("filtered", "empty_text", "missing_label", "unseen_label", "dropped_leaks", "unused")
 
@@ -271,9 +274,9 @@ def _bits_per_byte(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _sources(task: Task, manifests: dict[str, Manifest]) -> list[dict[str, Any]]:
-    """The files that everything starts from: labelled rows and raw text."""
+    """The files that everything starts from: labelled rows, raw text, conversations."""
     named = {f"{name} file": notes for name, notes in task.report["sources"].items()}
-    named |= {f"{m['stage']} file": m["facts"]["source"] for m in manifests.values() if m["kind"] == "corpus"}
+    named |= {f"{m['stage']} file": m["facts"]["source"] for m in manifests.values() if m["kind"] in READ_KINDS}
     return [
         {"stage": name, "kind": "source", "id": notes["sha256"], "inputs": [], "path": notes["path"]}
         for name, notes in named.items()
@@ -284,7 +287,7 @@ def _link(manifest: Manifest) -> dict[str, Any]:
     inputs = [source["id"] for source in manifest["inputs"].values()]
     if manifest["kind"] == "task":
         inputs = [notes["sha256"] for notes in manifest["facts"]["report"]["sources"].values()]
-    if manifest["kind"] == "corpus":
+    if manifest["kind"] in READ_KINDS:
         inputs = [manifest["facts"]["source"]["sha256"], *inputs]
     return {
         "stage": manifest["stage"],

@@ -12,11 +12,13 @@ from quilate.files import digest
 from quilate.models.source import content_of_model
 from quilate.phases.adapt import AdaptConfig
 from quilate.phases.baselines import BaselineConfig
+from quilate.phases.conversations import content_of_conversations
 from quilate.phases.corpus import content_of_corpus
 from quilate.phases.finetune import FinetuneConfig
 from quilate.phases.icl import IclConfig
 from quilate.phases.inputs import content_of_sources
 from quilate.phases.pretrain import PretrainConfig
+from quilate.phases.sft import SftConfig
 from quilate.recipe.kinds import stage_kind
 from quilate.recipe.schema import BASE, ArmConfig, Recipe, StageConfig, stands_on
 
@@ -99,13 +101,15 @@ def phase_and_method(recipe: Recipe, arm: ArmConfig) -> tuple[str, str]:
         return phase, method
     below = (recipe.stages | recipe.arms)[arm.on]
     if phase == "in-context":  # prompting a model that was trained for this is not "no training"
-        phase = {"pretrain": "pretraining", "adapt": "adaptation", "finetune": "fine-tuning"}[below.kind]
+        phase = {"pretrain": "pretraining", "adapt": "adaptation", "sft": "fine-tuning", "finetune": "fine-tuning"}[
+            below.kind
+        ]
     return phase, f"{arm.on} then {method}"
 
 
 def seeds_of(recipe: Recipe, node: ArmConfig | StageConfig) -> list[int]:
     """The seeds an arm or stage is run with: one if neither it nor what it stands on changes with the seed."""
-    if isinstance(node, (PretrainConfig, AdaptConfig)):
+    if isinstance(node, (PretrainConfig, AdaptConfig, SftConfig)):
         return recipe.seeds[:1] if node.once else recipe.seeds
     below = _below(recipe, node)
     changes = _draws(node) or (below is not None and len(seeds_of(recipe, below)) > 1)
@@ -151,6 +155,11 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
         stage = {"corpus": corpus.as_json(), "allow_leak": recipe.task is not None and recipe.task.allow_leak}
         content = content_of_corpus(corpus, base_folder)
         graph.add(f"corpus-{name}", "corpus", stage, _task_of(graph), content=content)
+    for name, conversations in recipe.conversations.items():
+        stage = {"conversations": conversations.as_json()}
+        stage["allow_leak"] = recipe.task is not None and recipe.task.allow_leak
+        content = content_of_conversations(conversations, base_folder)
+        graph.add(f"conversations-{name}", "conversations", stage, _task_of(graph), content=content)
     evaluated: dict[str, list[str]] = {}
     for name in _upstream_first(recipe.stages):
         for seed in seeds_of(recipe, recipe.stages[name]):
@@ -195,8 +204,12 @@ def _model_node(recipe: Recipe, name: str, seed: int) -> str:
 
 
 def _add_stage(graph: Graph, name: str, stage: StageConfig, seed: int) -> None:
-    """A stage trains on some corpora and is measured on all; the task's own texts may be among them."""
-    inputs = _task_of(graph) | {f"corpus:{corpus}": f"corpus-{corpus}" for corpus in graph.recipe.corpora}
+    """A stage trains on some corpora and is measured on all; the task's own texts may be among them. So with sets of
+    conversations."""
+    if isinstance(stage, SftConfig):
+        inputs = {f"conversations:{name}": f"conversations-{name}" for name in graph.recipe.conversations}
+    else:
+        inputs = _task_of(graph) | {f"corpus:{corpus}": f"corpus-{corpus}" for corpus in graph.recipe.corpora}
     on = stands_on(stage)
     if on is not None:
         inputs["model"] = _model_node(graph.recipe, on, seed)

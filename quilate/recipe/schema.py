@@ -10,17 +10,19 @@ from pydantic import Field, field_validator, model_validator
 from quilate.config import Config
 from quilate.phases.adapt import AdaptConfig
 from quilate.phases.baselines import BaselineConfig
+from quilate.phases.conversations import ConversationsConfig
 from quilate.phases.corpus import CorpusConfig
 from quilate.phases.finetune import FinetuneConfig
 from quilate.phases.icl import IclConfig
 from quilate.phases.inputs import LabelledSources
 from quilate.phases.language_modelling import TASK_CORPUS
 from quilate.phases.pretrain import PretrainConfig
+from quilate.phases.sft import SftConfig
 from quilate.tasks.classification import TaskConfig
 
 ArmConfig = Annotated[BaselineConfig | IclConfig | FinetuneConfig, Field(discriminator="kind")]
 
-StageConfig = Annotated[PretrainConfig | AdaptConfig, Field(discriminator="kind")]
+StageConfig = Annotated[PretrainConfig | AdaptConfig | SftConfig, Field(discriminator="kind")]
 
 BASE = "base"  # the name by which `on:` refers to the base model
 
@@ -28,7 +30,7 @@ BASE = "base"  # the name by which `on:` refers to the base model
 RESERVED = (BASE, "task", "report")
 
 
-def stands_on(node: PretrainConfig | AdaptConfig | BaselineConfig | IclConfig | FinetuneConfig) -> str | None:
+def stands_on(node: StageConfig | ArmConfig) -> str | None:
     """The name of the model a stage or arm starts from; None if it starts from nothing."""
     return None if isinstance(node, (PretrainConfig, BaselineConfig)) else node.on
 
@@ -53,8 +55,11 @@ class Recipe(Config):
     """What is to be solved."""
     corpora: dict[str, CorpusConfig] = Field(default_factory=dict)
     """Raw text, by name, for the stages to train on and to measure with."""
+    conversations: dict[str, ConversationsConfig] = Field(default_factory=dict)
+    """Sets of conversations, by name, for `sft` stages to train on and to measure with."""
     stages: dict[str, StageConfig] = Field(default_factory=dict)
-    """Models made before any arm, by name: `pretrain` and `adapt`. Every one is measured on every corpus."""
+    """Models made before any arm, by name: `pretrain`, `adapt` and `sft`. Those trained on raw text are measured on
+    every corpus, those trained on conversations on every set of them."""
     arms: dict[str, ArmConfig] = Field(default_factory=dict)
     """The ways of solving the task, by name."""
     seeds: list[int] = Field(default=[0, 1], min_length=1)
@@ -75,7 +80,7 @@ class Recipe(Config):
             raise ValueError("seeds must be distinct and not negative")
         return seeds
 
-    @field_validator("arms", "stages", "corpora")
+    @field_validator("arms", "stages", "corpora", "conversations")
     @classmethod
     def _names_fit_folders(cls, named: dict[str, Any]) -> dict[str, Any]:
         for name in named:
@@ -128,6 +133,9 @@ class Recipe(Config):
     def _refuse_unknown_corpora(self) -> None:
         known = [*self.corpora, *([TASK_CORPUS] if self.task else [])]
         for name, stage in self.stages.items():
+            if isinstance(stage, SftConfig):
+                self._refuse_unknown_conversations(name, stage)
+                continue
             unknown = [corpus for corpus in stage.corpora if corpus not in known]
             if unknown:
                 raise ValueError(
@@ -136,3 +144,11 @@ class Recipe(Config):
             measured = [c for c in stage.corpora if c != TASK_CORPUS and self.corpora[c].held_out == 1]
             if measured:
                 raise ValueError(f"stage '{name}' trains on '{measured[0]}', all of which is held out")
+
+    def _refuse_unknown_conversations(self, name: str, stage: SftConfig) -> None:
+        for wanted in stage.conversations:
+            if wanted not in self.conversations:
+                known = ", ".join(self.conversations) or "there are none"
+                raise ValueError(f"stage '{name}' names '{wanted}', which is not in `conversations`; known: {known}")
+            if self.conversations[wanted].held_out == 1:
+                raise ValueError(f"stage '{name}' trains on '{wanted}', all of which is held out")
