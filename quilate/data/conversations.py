@@ -129,20 +129,21 @@ class _Draft:
 def _checked(draft: _Draft, counts: Counter[str]) -> Conversation:
     messages: list[Message] = []
     context = draft.context
+    left_out: list[str] = []
     for index, (speaker, content) in enumerate(draft.turns):
         role = ROLES.get(str(speaker).lower())
         if role is None:
             raise _UnusableError("role is not system, user or assistant")
         text = _text_of(content)
         if not text.strip() and role == "system":
-            counts["empty system prompt left out"] += 1
+            left_out.append("empty system prompt left out")
             context -= index < draft.context
         elif not text.strip():
             raise _UnusableError("empty turn")
         else:
             messages.append({"role": role, "content": text})
     if messages and messages[-1]["role"] == "user" and len(messages) > 1:
-        counts["last user turn without an answer left out"] += 1
+        left_out.append("last user turn without an answer left out")
         messages.pop()
     roles = [message["role"] for message in messages]
     if "assistant" not in roles[context:]:
@@ -150,6 +151,7 @@ def _checked(draft: _Draft, counts: Counter[str]) -> Conversation:
     first = roles[0] == "system"
     if any(role != ("user", "assistant")[index % 2] for index, role in enumerate(roles[first:])):
         raise _UnusableError("user and assistant do not alternate")
+    counts.update(left_out)
     return Conversation(draft.id, messages, context, draft.group)
 
 
