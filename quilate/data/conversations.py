@@ -49,6 +49,11 @@ class Conversation:
     context: int = 0
     group: str | None = None
 
+    @property
+    def question(self) -> str:
+        """What the user opens with."""
+        return next(message["content"] for message in self.messages if message["role"] == "user")
+
     def as_row(self) -> dict[str, Any]:
         """JSON-able, for `Conversation(**row)`."""
         return {"id": self.id, "messages": self.messages, "context": self.context, "group": self.group}

@@ -116,9 +116,8 @@ def split_by_group(
     A group is what shares a given group, or an opening question (see `tie_duplicates`). Which are held out is drawn
     from their content, not from their order in the file.
     """
-    openings = {c.id: next(m["content"] for m in c.messages if m["role"] == "user") for c in conversations}
     items = [
-        Item(c.id, openings[c.id], "", f"text {openings[c.id]}" if c.group is None else f"group {c.group}")
+        Item(c.id, c.question, "", f"text {c.question}" if c.group is None else f"group {c.group}")
         for c in conversations
     ]
     group_of = {item.id: item.group for item in tie_duplicates(items).items}

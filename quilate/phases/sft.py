@@ -27,6 +27,7 @@ from quilate.phases.conversations import stored_conversations
 from quilate.phases.example_training import ExampleTraining, plan_batches, train_on_examples, training_flops
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of, once, write_model_note
 from quilate.rng import Streams
+from quilate.tasks.leaks import normalize
 from quilate.tokenization.chat import ChatTemplate, UnrenderableError, default_template, template_of
 
 # Full: Tülu 2 (Ivison et al. 2023, "Camels in a Changing Climate"), 7B and 13B. LoRA: ten times that, see finetune.
@@ -169,12 +170,19 @@ def _examples(
         DataError: nothing is left to train on or to measure a set with.
     """
     sets = {role.removeprefix("conversations:"): f for role, f in context.inputs.items() if ":" in role}
+    kept = {name: stored_conversations(folder, "held_out") for name, folder in sets.items()}
+    questions = {normalize(conversation.question) for part in kept.values() for conversation in part}
     train = ChatExamples()
     for name in context.config.conversations:
-        part = chat_examples(stored_conversations(sets[name], "train"), template, length)
+        stored = stored_conversations(sets[name], "train")
+        # Of one set they are apart already; two sets may share conversations.
+        apart = [conversation for conversation in stored if normalize(conversation.question) not in questions]
+        part = chat_examples(apart, template, length)
+        if len(apart) < len(stored):
+            part.counts["conversations that another set holds out"] = len(stored) - len(apart)
         named = [Example(f"{name}:{e.id}", e.tokens, e.supervised) for e in part.examples]
         train = ChatExamples(train.examples + named, train.counts + part.counts, train.refusal or part.refusal)
-    held_out = {name: chat_examples(stored_conversations(f, "held_out"), template, length) for name, f in sets.items()}
+    held_out = {name: chat_examples(part, template, length) for name, part in kept.items()}
     for name, part in {"training": train, **held_out}.items():
         if not part.examples:
             reasons = ", ".join(f"{count} {reason}" for reason, count in part.counts.items())

@@ -57,6 +57,23 @@ def test_templates_make_conversations_of_any_table(tmp_path: Path) -> None:
     assert found.context == 2
 
 
+@pytest.mark.parametrize("name", ["c.parquet", "c.json", "c.jsonl.zst"])
+def test_every_kind_of_file_gives_the_same(tmp_path: Path, name: str) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    turns = [{"role": "user", "content": "¿Año?"}, {"role": "assistant", "content": "Éste."}]
+    rows = [{"messages": turns}]
+    if name.endswith("parquet"):
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
+    else:
+        content = (json.dumps(rows if name.endswith("json") else rows[0], ensure_ascii=False) + "\n").encode()
+        packed = pyarrow.compress(content, codec="zstd", asbytes=True) if name.endswith("zst") else content
+        (tmp_path / name).write_bytes(packed)
+    [found] = load_conversations(ConversationsConfig(path=name), tmp_path).conversations
+    assert found == Conversation("1", turns)
+
+
 def test_groups_and_like_questions_are_held_out_whole() -> None:
     """Two groups, one question asked twice in other words' case, one long question with a word more."""
     long = " ".join(SENTENCES[:2])

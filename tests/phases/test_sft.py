@@ -246,6 +246,21 @@ def test_a_base_without_a_template_gets_one_and_another_may_be_given(folder: Fol
     assert AutoTokenizer.from_pretrained(folder.root / "other" / "model").chat_template == MARKED
 
 
+def test_what_one_set_holds_out_is_not_learned_from_another(folder: Folder) -> None:
+    held_out = [json.loads(line) for line in (folder.root / "dudas" / "held_out.jsonl").read_text("utf-8").splitlines()]
+    other = [{"role": "user", "content": "¿Otra cosa?"}, {"role": "assistant", "content": "No."}]
+    shared = [{"messages": row["messages"]} for row in held_out]
+    folder.conversations("otras", [*shared, {"messages": other}, {"messages": [*other, *DIALOGUES[0].messages]}])
+    trained = (folder.root / "otras" / "train.jsonl").read_text("utf-8")
+    twice = sum(json.dumps(row["messages"], ensure_ascii=False) in trained for row in held_out)
+    assert twice >= 2
+    settings = SftConfig(kind="sft", conversations=["dudas", "otras"], epochs=1.0, precision="fp32")
+    inputs = {f"conversations:{name}": folder.root / name for name in ("dudas", "otras")}
+    report = SFT.run(folder.context("chat", settings, inputs | {"model": folder.root / "base"}))
+    assert report.counts["conversations that another set holds out"] == twice
+    assert set(report.facts["after"]) == {"dudas", "otras"}
+
+
 def test_a_template_that_never_ends_a_turn_is_refused(folder: Folder) -> None:
     with pytest.raises(ModelError, match="would never stop"):
         folder.run("chat", template="{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from copy import copy
-
 import pytest
 from support import CHAT_TEMPLATE, tiny_tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from quilate.errors import ConfigError, ModelError
 from quilate.tokenization.chat import ChatTemplate, UnrenderableError, default_template
@@ -37,11 +35,27 @@ LLAMA2 = (  # no header before an answer; spaces at its borders; BOS again in ev
     "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
     "{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-TEMPLATES = {"chatml": CHAT_TEMPLATE, "marked": MARKED, "llama2": LLAMA2}
+LLAMA3 = (
+    "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
+    "+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
+    "{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}{% set role = 'model' %}"
+    "{% else %}{% set role = message['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+TEMPLATES = {"chatml": CHAT_TEMPLATE, "marked": MARKED, "llama2": LLAMA2, "llama3": LLAMA3, "gemma": GEMMA}
+
+# Special, yet not named as the tokenizer's end or beginning: as in Llama 3 and Gemma.
+EXTRA = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>"]
 
 
 def with_template(source: str | None) -> PreTrainedTokenizerFast:
-    tokenizer = copy(tiny_tokenizer())
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken(text, special=True) for text in EXTRA], special_tokens=True)
     tokenizer.chat_template = source
     return tokenizer
 
@@ -87,6 +101,8 @@ def test_marks_and_increments_find_the_same_tokens() -> None:
     ("name", "expected"),
     [
         ("chatml", ["Dolor de cabeza.\n\nNada más, señora.<|im_end|>", " Inflamación del oído 🙂 <|im_end|>"]),
+        ("llama3", ["Dolor de cabeza.\n\nNada más, señora.<|eot_id|>", "Inflamación del oído 🙂<|eot_id|>"]),
+        ("gemma", ["Dolor de cabeza.\n\nNada más, señora.<end_of_turn>", "Inflamación del oído 🙂<end_of_turn>"]),
         ("llama2", [" Dolor de cabeza.\n\nNada más, señora. <|endoftext|>", " Inflamación del oído 🙂 <|endoftext|>"]),
     ],
 )
@@ -96,6 +112,12 @@ def test_the_answers_and_their_end_are_learned_and_nothing_else(name: str, expec
     assert learned_text(template, TURNS, context=3) == expected[1:]
     assert template.encode(TURNS).moved_borders == 0
     assert template.tokenizer.decode([template.end_of_turn()]) in expected[0][-14:]
+
+
+def test_an_end_that_is_also_the_padding_is_learned() -> None:
+    tokenizer = with_template(CHAT_TEMPLATE)
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    assert learned_text(ChatTemplate(tokenizer, name="m"), TURNS)[0].endswith("señora.<|im_end|>")
 
 
 def test_what_is_learned_follows_what_generation_is_asked_with() -> None:
