@@ -151,18 +151,20 @@ def test_decoding_equals_float64(heads: int, key_heads: int, size: int) -> None:
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).bfloat16()
 
-    keys, values, lengths = random(3, key_heads, 50, size), random(3, key_heads, 50, size), torch.tensor([0, 17, 49])
+    keys, values = random(5, key_heads, 50, size), random(5, key_heads, 50, size)
+    slots, lengths = torch.tensor([4, 0, 2]), torch.tensor([0, 17, 49])
     query, new_key, new_value = random(3, heads, size), random(3, key_heads, size), random(3, key_heads, size)
     before = keys.clone()
     out = torch.empty_like(query)
     decode = operation("decode_attention")
     assert decode is not None
-    decode(out, query, new_key, new_value, keys, values, lengths, size**-0.5)
-    for row, length in enumerate(lengths.tolist()):
-        assert torch.equal(keys[row, :, length], new_key[row])
-        assert torch.equal(values[row, :, length], new_value[row])
-        assert torch.equal(keys[row, :, :length], before[row, :, :length])
-        seen = [t[row, :, : length + 1].double() for t in (keys, values)]
+    decode(out, query, new_key, new_value, keys, values, slots, lengths, size**-0.5)
+    assert torch.equal(keys[[1, 3]], before[[1, 3]])
+    for row, (slot, length) in enumerate(zip(slots.tolist(), lengths.tolist(), strict=True)):
+        assert torch.equal(keys[slot, :, length], new_key[row])
+        assert torch.equal(values[slot, :, length], new_value[row])
+        assert torch.equal(keys[slot, :, :length], before[slot, :, :length])
+        seen = [t[slot, :, : length + 1].double() for t in (keys, values)]
         grouped = query[row].double().view(key_heads, heads // key_heads, size)
         expected = (grouped @ seen[0].transpose(1, 2) * size**-0.5).softmax(-1) @ seen[1]
         error = (out[row].double() - expected.view(heads, size)).norm()

@@ -54,21 +54,22 @@ void decode_head(
   for (int e = 0; e < size / kLanes; ++e) store_as_bf16(out + kLanes * e, _mm512_mul_ps(sums[e], share));
 }
 
-// out, query [B, H, E]; new_key, new_value [B, K, E]; keys, values [B, K, places, E]; lengths [B]: tokens cached before
-// this one. All contiguous bf16 but the lengths, int64.
+// out, query [B, H, E]; new_key, new_value [B, K, E]; keys, values [slots, K, places, E]; slots, lengths [B]: where each
+// sequence is cached, and its tokens cached before this one. All contiguous, bf16, slots and lengths int64.
 void decode_attention(
-    Tensor out, Tensor query, Tensor new_key, Tensor new_value, Tensor keys, Tensor values, Tensor lengths,
-    double scale) {
+    Tensor out, Tensor query, Tensor new_key, Tensor new_value, Tensor keys, Tensor values, Tensor slots,
+    Tensor lengths, double scale) {
   const int64_t batch = query.size(0), heads = query.size(1), key_heads = keys.size(1), capacity = keys.size(2);
   const int size = static_cast<int>(query.size(2));
   const auto* length = static_cast<const int64_t*>(lengths.data_ptr());
+  const auto* slot = static_cast<const int64_t*>(slots.data_ptr());
   const int64_t group = heads / key_heads, longest = *std::max_element(length, length + batch) + 1;
   over_tasks(batch * key_heads, [&](const auto& next) {
     auto scores = make_buffer<float>(longest);
     for (int64_t task = next(); task >= 0; task = next()) {
       const int64_t row = task / key_heads, key_head = task % key_heads;
-      auto* k = static_cast<bf16*>(keys.data_ptr()) + task * capacity * size;
-      auto* v = static_cast<bf16*>(values.data_ptr()) + task * capacity * size;
+      const int64_t cached = (slot[row] * key_heads + key_head) * capacity * size;
+      auto *k = static_cast<bf16*>(keys.data_ptr()) + cached, *v = static_cast<bf16*>(values.data_ptr()) + cached;
       std::copy_n(static_cast<const bf16*>(new_key.data_ptr()) + task * size, size, k + length[row] * size);
       std::copy_n(static_cast<const bf16*>(new_value.data_ptr()) + task * size, size, v + length[row] * size);
       for (int64_t g = 0; g < group; ++g) {
@@ -87,7 +88,7 @@ void decode_attention(
 STABLE_TORCH_LIBRARY_FRAGMENT(quilate, m) {
   m.def(
       "decode_attention(Tensor(a!) out, Tensor query, Tensor new_key, Tensor new_value, Tensor(b!) keys, "
-      "Tensor(c!) values, Tensor lengths, float scale) -> ()");
+      "Tensor(c!) values, Tensor slots, Tensor lengths, float scale) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(quilate, CPU, m) { m.impl("decode_attention", TORCH_BOX(&quilate::decode_attention)); }
