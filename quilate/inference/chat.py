@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import suppress
+import secrets
+from collections.abc import Generator as PieceGenerator
+from contextlib import closing, suppress
 from copy import copy
 from pathlib import Path
-from threading import Thread
-from typing import Any
-
-import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from quilate.errors import ModelError
-from quilate.models.load import context_length, load_causal, load_tokenizer
+from quilate.inference.generation import Generator
+from quilate.inference.sampling import Sampling
+from quilate.models.load import load_causal, load_tokenizer
 from quilate.models.precision import compute_dtype
 from quilate.tokenization.chat import ChatTemplate, Message, template_of
-
-
-class _StopFlag(StoppingCriteria):  # type: ignore[misc]  # transformers is not followed
-    """Lets the reader of a stream end the generation (Ctrl-C ends an answer, not the chat)."""
-
-    def __init__(self) -> None:
-        self.set = False
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self.set, device=input_ids.device)
 
 
 class ChatSession:
@@ -45,6 +33,7 @@ class ChatSession:
         source = template_of(self.tokenizer) or template_of(load_tokenizer(model))
         self.template = ChatTemplate(self.tokenizer, source, name=model.name)
         self.model = load_causal(adapter or model, dtype=compute_dtype())
+        self._generator = Generator(self.model, stop=self.stop_tokens(), batch=1)
         self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
 
     def fresh(self, system: str | None) -> ChatSession:
@@ -65,58 +54,34 @@ class ChatSession:
             ends.add(self.template.end_of_turn())
         return sorted(int(end) for end in ends if end is not None)
 
-    def answer(self, text: str, *, max_new_tokens: int = 512, temperature: float = 0.7) -> Generator[str, None, None]:
+    def answer(
+        self, text: str, *, max_new_tokens: int = 512, temperature: float = 0.7
+    ) -> PieceGenerator[str, None, None]:
         """Add the user's turn and yield the answer in pieces; the finished answer becomes a turn.
 
         `temperature` 0 is greedy. Closing the iterator early keeps what was said so far.
+
+        Raises:
+            ModelError: the conversation fills the model's context; it is as if the turn had not been.
         """
         self.messages.append({"role": "user", "content": text})
-        ids = self.tokenizer(self.prompt(), return_tensors="pt", add_special_tokens=False).input_ids.to(
-            self.model.device
-        )
-        room = context_length(self.model) - ids.shape[1]
-        if room < 1:
+        ids = self.tokenizer(self.prompt(), add_special_tokens=False).input_ids
+        if len(ids) >= self._generator.context:
             self.messages.pop()
             raise ModelError("the conversation fills the model's context", hint="start a new one with /new")
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stop = _StopFlag()
-        settings = GenerationConfig(
-            max_new_tokens=min(max_new_tokens, room),
-            do_sample=temperature > 0,
-            temperature=temperature if temperature > 0 else None,
-            eos_token_id=self.stop_tokens(),
-            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-            use_cache=True,
+        tokens: list[int] = []
+        said = ""
+        stream = self._generator.stream(
+            [ids], max_new_tokens=max_new_tokens, sampling=Sampling(temperature), seed=secrets.randbits(32)
         )
-        failure: list[BaseException] = []
-
-        def generate(**options: Any) -> None:
-            try:
-                self.model.generate(**options)
-            except BaseException as error:  # raised again where the answer is read, which would else wait forever
-                failure.append(error)
-                streamer.end()
-
-        job = Thread(
-            target=generate,
-            kwargs={
-                "input_ids": ids,
-                "attention_mask": torch.ones_like(ids),
-                "generation_config": settings,
-                "streamer": streamer,
-                "stopping_criteria": StoppingCriteriaList([stop]),
-            },
-            daemon=True,
-        )
-        job.start()
-        said: list[str] = []
         try:
-            for piece in streamer:
-                said.append(piece)
-                yield piece
-            if failure:
-                raise failure[0]
+            with closing(stream):
+                for _, token in stream:
+                    tokens += [] if token is None else [token]
+                    whole = self.tokenizer.decode(tokens, skip_special_tokens=True)
+                    # The last bytes of a character may still be to come; until they are, it decodes to U+FFFD.
+                    if token is None or not whole.endswith("\N{REPLACEMENT CHARACTER}"):
+                        piece, said = whole[len(said) :], whole
+                        yield piece
         finally:
-            stop.set = True
-            job.join()
-            self.messages.append({"role": "assistant", "content": "".join(said).strip()})
+            self.messages.append({"role": "assistant", "content": said.strip()})

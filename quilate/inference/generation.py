@@ -8,8 +8,8 @@ Shapes: B sequences in a step, V vocabulary.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import abc, deque
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +27,8 @@ from quilate.models.load import context_length
 BATCH = 64  # sequences a step: beyond it a CPU's matrix products gain nothing (guess for other machines)
 GREEDY = Sampling()
 PROMPT_TOKENS = 4096  # of prompts in one forward pass
+
+Stream = abc.Generator[tuple[int, int | None], None, None]
 
 
 @dataclass
@@ -95,7 +97,7 @@ class Generator:
         max_new_tokens: int,
         sampling: Sampling = GREEDY,
         seed: int = 0,
-    ) -> Iterator[tuple[int, int | None]]:
+    ) -> Stream:
         """As `generate`, each token as it is chosen: (number of the prompt, token), and (number, None) at its end."""
         self._check(prompts)
         attention, training = self._model.config._attn_implementation, self._model.training
@@ -109,7 +111,7 @@ class Generator:
 
     def _run(
         self, prompts: Sequence[Sequence[int]], slots: int, max_new_tokens: int, sampling: Sampling, seed: int
-    ) -> Iterator[tuple[int, int | None]]:
+    ) -> Stream:
         # Drawn beforehand, a row a prompt: what a sequence becomes does not depend on which others ran beside it.
         uniforms = torch.rand(
             len(prompts), max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
