@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from quilate import faults
@@ -21,6 +22,7 @@ from quilate.engine.interrupts import StopRequest
 from quilate.engine.runlog import ProgressListener, RunLog
 from quilate.errors import CheckpointError, Interrupted, QuilateError
 from quilate.files import write_jsonl
+from quilate.kernels.library import why_missing
 from quilate.optim.adamw import AdamW
 from quilate.rng import Streams
 
@@ -139,6 +141,9 @@ def fit(
         CheckpointError: the checkpoint is damaged, or belongs to other data.
         QuilateError: updates were refused again and again because they were not finite.
     """
+    slower = why_missing() if _computes_in_bf16_on_the_cpu(model) else None
+    if slower is not None:
+        warn(f"training without quilate's fused operations, which is slower: {slower}")
     checkpointer = Checkpointer(folder / "checkpoints", warn=warn)
     counts = _resume(checkpointer, batches, optimizer, streams)
     log = RunLog(folder, resumed_step=counts["step"], listener=listener)
@@ -179,6 +184,10 @@ def fit(
                 hint="run the same command again to continue",
             )
     return FitResult(counts["step"], counts["tokens"], counts["supervised_tokens"], counts["refused_updates"])
+
+
+def _computes_in_bf16_on_the_cpu(model: nn.Module) -> bool:
+    return any(p.dtype == torch.bfloat16 and p.device.type == "cpu" for p in model.parameters())
 
 
 def _snapshot(counts: dict[str, int], batches: Batches[B], optimizer: AdamW, streams: Streams) -> Checkpoint:

@@ -17,6 +17,7 @@ from torch import Tensor
 from quilate import faults
 from quilate.data.batches import ExampleBatches
 from quilate.data.packing import Example, PackedBatch, pack
+from quilate.engine import loop
 from quilate.engine.interrupts import StopRequest
 from quilate.engine.language_modelling import LanguageModellingLoss
 from quilate.engine.loop import MAX_REFUSED_IN_A_ROW, FitResult, fit, optimizer_step
@@ -328,3 +329,12 @@ def test_examples_of_one_document_each_are_a_step_too(tmp_path: Path) -> None:
     run = Run(tmp_path / "a")
     run.examples = [Example("uno", run.examples[0].tokens, run.examples[0].supervised)]
     assert run.again().result.steps == 3
+
+
+def test_without_the_fused_operations_it_says_that_it_is_slower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "why_missing", lambda: "there is no C++ compiler")
+    assert Run(tmp_path / "exact").again().warnings == []
+    (warning,) = Run(tmp_path / "bf16", dtype=torch.bfloat16).again().warnings
+    assert "slower: there is no C++ compiler" in warning
