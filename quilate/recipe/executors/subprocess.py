@@ -99,7 +99,7 @@ class _Server:
                 stderr=errors,
                 text=True,
                 encoding="utf-8",
-                env=_environment(offline=offline),
+                env=stage_environment(offline=offline),
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which passes it on exactly once
             )
         self._received: queue.Queue[str | None] = queue.Queue()
@@ -183,7 +183,7 @@ def _failure(code: int, name: str, folder: Path) -> QuilateError:
     return error(f"stage {name}: {left['message']}", hint=left["hint"])
 
 
-def _environment(*, offline: bool) -> dict[str, str]:
+def stage_environment(*, offline: bool) -> dict[str, str]:
     """The stage's environment: no telemetry, no network unless it fetches a base model, a page-keeping allocator."""
     environment = dict(os.environ) | {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "true"}
     if offline:
