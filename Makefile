@@ -31,8 +31,9 @@ lint: $(STAMP)  ## Check the style (ruff), the types (mypy) and that imports onl
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-docs: $(STAMP)  ## Write docs/recipes.md again from the code.
+docs: $(STAMP)  ## Write docs/recipes.md and docs/benchmarks.md again, from the code and from results.
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python -m benchmarks.page
 
 clean:  ## Remove .venv and caches; runs/ is kept.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -95,7 +95,7 @@ def checked_trajectory(measured: Sequence[Measurement], cases: Sequence[dict[str
         peer = next(m for m in measured if m.case == own.case and m.side.name.endswith(", fp32"))
         pairs = list(zip(own.facts["losses"], peer.facts["losses"], strict=True))[: 1 if lora else None]
         first, *later = (abs(a - b) for a, b in pairs)
-        if not (first <= FP32_TOLERANCE["first"] and max(later, default=0.0) <= FP32_TOLERANCE["later"]):
+        if not (first <= FP32_TOLERANCE["first"] and all(d <= FP32_TOLERANCE["later"] for d in later)):
             raise Disagreement(f"{own.case}: in fp32 the losses differ by more than {FP32_TOLERANCE}: {pairs}")
         words = f"first loss in fp32 within {first:.1e} of {peer.side.name}"
         checks.append(f"{own.case}: {words}" + (f", after updates within {max(later):.1e}" if later else ""))

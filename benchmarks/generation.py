@@ -59,8 +59,8 @@ def transformers(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _quilate_generate(settings: dict[str, Any]) -> Generate:
     import torch
-    from quilate.inference.generation import generate
 
+    from quilate.inference.generation import generate
     from quilate.models.load import load_causal
 
     model = load_causal(Path(settings["model"]), dtype=getattr(torch, settings["dtype"]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -88,11 +89,12 @@ class Disagreement(Exception):
     """The sides did not compute the same thing: their times must not be compared."""
 
 
-def call(side: Side, settings: dict[str, Any]) -> Any:
+def call(side: Side, settings: dict[str, Any], *, timeout: float | None = None) -> Any:
     """Run a side's function once, in a process of its own.
 
     Raises:
         RuntimeError: it failed; the message ends with the last lines that it wrote.
+        subprocess.TimeoutExpired: it took longer than `timeout` seconds and was killed.
     """
     environment = stage_environment(offline=True) if side.stage else dict(os.environ) | {"HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -100,7 +102,7 @@ def call(side: Side, settings: dict[str, Any]) -> Any:
         answer = Path(folder) / "answer.json"
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.harness", side.function, str(answer)],
-            input=json.dumps(settings), capture_output=True, text=True, env=environment, cwd=ROOT,
+            input=json.dumps(settings), capture_output=True, text=True, env=environment, cwd=ROOT, timeout=timeout,
         )  # fmt: skip
         if done.returncode != 0 or not answer.exists():
             last = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
@@ -225,7 +227,7 @@ def require_close(measured: Sequence[Measurement], fact: str, tolerance: float) 
     for case in dict.fromkeys(m.case for m in measured):
         seen = {m.side.name: float(m.facts[fact]) for m in measured if m.case == case}
         spread = max(seen.values()) - min(seen.values())
-        if not spread <= tolerance:
+        if not (spread <= tolerance and all(map(math.isfinite, seen.values()))):
             raise Disagreement(f"{case}: {fact} differs by {spread:.4f}, more than {tolerance}: {seen}")
         largest = max(largest, spread)
     return f"{fact}: all sides within {largest:.4f} (tolerance {tolerance})"

@@ -2,7 +2,8 @@
 
 Each function runs in a process of its own (see `benchmarks.harness`) and trains once for every case. A case has `name`,
 `model` (a directory), `steps` (documents of tokens for every optimizer step) and `warmup` (steps that are not counted).
-All clip the gradient at 1, decay the rate linearly, use AdamW and no gradient checkpointing, and log every step.
+All clip the gradient at 1, decay the rate linearly, use AdamW without weight decay and no gradient checkpointing, and
+log every step.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from benchmarks.workloads import Steps, tokens_in
 
 LEARNING_RATE = 2e-5  # TRL's default; LoRA too, for the work is the same at any rate
 CLIP_NORM = 1.0
-MICRO_BATCH_TOKENS = 4096  # quilate's default
 LORA = {"rank": 16, "alpha": 32}
 
 
@@ -30,8 +29,8 @@ class FixedBatches:
 
     fingerprint = "fixed"
 
-    def __init__(self, steps: Steps) -> None:
-        self.steps = steps
+    def __init__(self, steps: Steps, micro_batch_tokens: int) -> None:
+        self.steps, self.micro_batch_tokens = steps, micro_batch_tokens
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -43,7 +42,7 @@ class FixedBatches:
             Example(f"{step}:{n}", np.array(tokens, dtype=np.int64), np.ones(len(tokens), dtype=bool))
             for n, tokens in enumerate(self.steps[step])
         ]
-        return [pack(part) for part in split_by_tokens(examples, MICRO_BATCH_TOKENS)]
+        return [pack(part) for part in split_by_tokens(examples, self.micro_batch_tokens)]
 
 
 def quilate(settings: dict[str, Any]) -> dict[str, Any]:
@@ -52,34 +51,31 @@ def quilate(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train_quilate(case: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """What `quilate.phases.finetune` does between reading its items and saving its model."""
+    """What a stage that fine-tunes does between reading its items and saving its model."""
     from quilate.engine.interrupts import StopRequest
-    from quilate.engine.language_modelling import LanguageModellingLoss
-    from quilate.engine.loop import fit
     from quilate.engine.runlog import read_metrics
     from quilate.models.load import load_causal
     from quilate.models.precision import compute_dtype
     from quilate.models.tuning.lora import LoraConfig, add_lora
-    from quilate.optim.adamw import AdamW
-    from quilate.optim.schedules import learning_rate
+    from quilate.phases.example_training import ExampleTraining, train_on_examples
+    from quilate.phases.stage import StageContext
     from quilate.rng import Streams
 
     streams = Streams(0)
-    model = load_causal(Path(case["model"]), dtype=compute_dtype(settings["precision"]))
+    config = ExampleTraining(
+        warmup=0.0, decay="linear", weight_decay=0.0, clip_norm=CLIP_NORM, precision=settings["precision"]
+    )
+    model = load_causal(Path(case["model"]), dtype=compute_dtype(config.precision))
     if settings["lora"]:
         model = add_lora(model, LoraConfig(**LORA), base=Path(case["model"]))
-    batches = FixedBatches(case["steps"])
-    optimizer = AdamW(model.named_parameters(), rounding=streams["rounding"])
-    schedule = partial(
-        learning_rate, peak=LEARNING_RATE, total_steps=len(batches), warmup_steps=0, decay="linear"
-    )  # fmt: skip
+    batches: Any = FixedBatches(case["steps"], config.micro_batch_tokens)
     with tempfile.TemporaryDirectory() as folder:
-        ticks = [time.perf_counter()]
-        fit(
-            model, batches, LanguageModellingLoss(model), optimizer, schedule, streams,
-            folder=Path(folder), listener=lambda _: ticks.append(time.perf_counter()), stop=StopRequest(), warn=print,
-            clip_norm=CLIP_NORM,
+        context = StageContext(
+            config=config, inputs={}, folder=Path(folder), seed=0, base_folder=Path(folder),
+            listener=lambda _: ticks.append(time.perf_counter()), note=print, stop=StopRequest(),
         )  # fmt: skip
+        ticks = [time.perf_counter()]
+        train_on_examples(context, model, batches, streams, rate=LEARNING_RATE)
         losses = [row["loss"] for row in read_metrics(Path(folder) / "metrics.jsonl")]
     return _measurement(case, ticks, losses)
 

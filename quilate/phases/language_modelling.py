@@ -182,18 +182,20 @@ def train_on_text(
     return TrainedOnText(fitted, batches.tokens_of, {n: round(e, 3) for n, e in batches.epochs.items()})
 
 
+def document_tokens(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> list[list[int]]:
+    """Each document's tokens, between the tokenizer's opening (or an end, if it has none) and an end: the first token
+    too is then predicted from something."""
+    end = int(tokenizer.eos_token_id)
+    opening = end if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
+    encoded = tokenizer(list(documents), add_special_tokens=False, split_special_tokens=True).input_ids
+    return [[opening, *tokens, end] for tokens in encoded]
+
+
 def _batches(
     context: StageContext[Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mixture: CorpusMixture
 ) -> TokenBatches:
     config: TextTraining = context.config
-    end = int(tokenizer.eos_token_id)
-    opening = [] if tokenizer.bos_token_id is None or tokenizer.bos_token_id == end else [int(tokenizer.bos_token_id)]
-
-    def tokenize(documents: Sequence[str]) -> list[list[int]]:
-        encoded = tokenizer(list(documents), add_special_tokens=False, split_special_tokens=True).input_ids
-        # An end before and after: the first token too is then predicted from something.
-        return [[*(opening or [end]), *tokens, end] for tokens in encoded]
-
+    tokenize = partial(document_tokens, tokenizer)
     identity = digest(tokenizer.backend_tokenizer.to_str())
     shards = {}
     for name, documents in mixture.train.items():
