@@ -259,6 +259,8 @@ def measured_peak(*, quick: bool) -> dict[str, float]:
 
 def machine(peaks: Sequence[dict[str, float]]) -> dict[str, Any]:
     """What the figures depend on. `peaks` are those measured in this run; the largest counts."""
+    from quilate.kernels.library import why_missing
+
     information = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = dict(line.split("\t", 1) for line in information.splitlines() if "\t" in line)
     fields = {key.strip(): value.strip(": \t") for key, value in fields.items()}
@@ -272,6 +274,7 @@ def machine(peaks: Sequence[dict[str, float]]) -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "load_average": round(os.getloadavg()[0], 2),
         "device": _accelerator(),
+        "without fused operations": why_missing(),
         "matmul_peak_tflops": {name: round(max(p[name] for p in peaks), 3) for name in peaks[0]} if peaks else {},
     }
 

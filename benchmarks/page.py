@@ -91,6 +91,8 @@ def section(result: dict[str, Any], folder: Path) -> str:
         f"- Versions: {packages}; Python {here['python']}.",
         f"- Command: `{result['command']}`.",
     ]
+    if here["without fused operations"]:
+        notes.append(f"- quilate ran without its fused operations: {here['without fused operations']}.")
     lines.append("\n".join(notes))
     return "\n\n".join(lines)
 

@@ -51,6 +51,8 @@ def print_result(result: dict[str, Any]) -> None:
         table.add_row(*row)
     console = Console(file=sys.stdout, width=140)
     console.print(table)
+    if result["machine"]["without fused operations"]:
+        console.print(f"quilate ran without its fused operations: {result['machine']['without fused operations']}")
     for check in result["checks"]:
         console.print(f"checked: {check}", highlight=False)
     here = result["machine"]
