@@ -35,7 +35,7 @@ from benchmarks.harness import (
     summarize,
 )
 from benchmarks.workloads import REAL_MODEL, benchmark_model, real_documents, texts
-from quilate.models.load import load_tokenizer
+from quilate.models.load import load_causal, load_tokenizer
 
 NEW_TOKENS_A_SECOND = Quantity("generation speed, prompts included", "new tokens/s", "higher")
 WARMUP_TOKENS = 2
@@ -60,16 +60,15 @@ def transformers(settings: dict[str, Any]) -> dict[str, Any]:
 def _quilate_generate(settings: dict[str, Any]) -> Generate:
     import torch
 
-    from quilate.inference.generation import generate
-    from quilate.models.load import load_causal
-
     model = load_causal(Path(settings["model"]), dtype=getattr(torch, settings["dtype"]))
     tokenizer = load_tokenizer(Path(settings["model"]))
 
     def run(prompts: Tokens, new_tokens: int, temperature: float) -> Tokens:
+        from quilate.inference.generation import generate
+
         return generate(
             model, tokenizer, prompts, max_new_tokens=new_tokens, temperature=temperature, seed=0, ignore_eos=True
-        )  # fmt: skip
+        )
 
     return run
 
