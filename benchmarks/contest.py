@@ -59,6 +59,9 @@ def contest(
 
     Returns:
         What was measured, and the machine's matmul peak, measured before every round.
+
+    Raises:
+        Disagreement: the sides do not start from the same loss.
     """
     measured: list[Measurement] = []
     peaks = []
@@ -67,6 +70,7 @@ def contest(
         peaks.append(measured_peak(quick=quick))
         measured += run_round(number, running, cases)
         if number == 0:
+            checked_losses(measured)  # before more time is spent on what must not be compared
             best = [side for case in cases for side in best_of(measured, TOKENS_A_SECOND, case["name"])]
             running = [side for side in sides if side.ours or side in best]
     return measured, peaks

@@ -22,7 +22,7 @@ from benchmarks.contest import (
 )
 from benchmarks.harness import Disagreement, Result, command_line, compare, finish, machine, parser, summarize
 from benchmarks.trainers import LORA
-from benchmarks.workloads import REAL_MODEL, benchmark_model, equal_rows
+from benchmarks.workloads import REAL_MODEL, benchmark_model, documents_of, text_rows
 from quilate.models.load import load_tokenizer
 
 WARMUP = 1
@@ -37,7 +37,9 @@ def main() -> None:
     rounds, length = (1, 32) if arguments.quick else (arguments.rounds, arguments.tokens)
     with tempfile.TemporaryDirectory() as folder:
         model = benchmark_model(arguments.model, Path(folder), quick=arguments.quick)
-        steps = equal_rows(len(load_tokenizer(model)), steps=WARMUP + arguments.steps, rows=4, length=length)
+        steps = text_rows(
+            load_tokenizer(model), documents_of(None), steps=WARMUP + arguments.steps, rows=4, length=length
+        )
         case = {"name": f"4 x {length}", "model": str(model), "warmup": WARMUP, "steps": steps}
         peers = peer_sides("TRL", "benchmarks.trainers:trl", {"lora": True, "padding_free": False})
         measured, peaks = contest([quilate_side(lora=True), *peers], [case], rounds=rounds, quick=arguments.quick)

@@ -26,7 +26,7 @@ from benchmarks.harness import (
     run_round,
     summarize,
 )
-from benchmarks.workloads import REAL_MODEL, benchmark_model, equal_rows
+from benchmarks.workloads import REAL_MODEL, benchmark_model, documents_of, text_rows
 from quilate.models.load import load_tokenizer
 
 PEAK_MEMORY = Quantity("peak memory of a training run", "MB", "lower")
@@ -42,7 +42,7 @@ def main() -> None:
     length = 32 if arguments.quick else arguments.tokens
     with tempfile.TemporaryDirectory() as folder:
         model = benchmark_model(arguments.model, Path(folder), quick=arguments.quick)
-        steps = equal_rows(len(load_tokenizer(model)), steps=arguments.steps, rows=4, length=length)
+        steps = text_rows(load_tokenizer(model), documents_of(None), steps=arguments.steps, rows=4, length=length)
         case = {"name": f"4 x {length}", "model": str(model), "warmup": 0, "steps": steps}
         peers = peer_sides("TRL", "benchmarks.trainers:trl", {"lora": False, "padding_free": False})
         plain = [side for side in peers if not side.stage]

@@ -37,7 +37,7 @@ from benchmarks.harness import (
     parser,
     summarize,
 )
-from benchmarks.workloads import REAL_MODEL, benchmark_model, documents_of, equal_rows, real_documents, tokens_in
+from benchmarks.workloads import REAL_MODEL, benchmark_model, documents_of, real_documents, text_rows, tokens_in
 from quilate.models.load import load_causal, load_tokenizer
 from quilate.models.precision import compute_dtype
 
@@ -62,7 +62,7 @@ def main() -> None:
         model = benchmark_model(arguments.model, Path(folder), quick=quick)
         tokenizer = load_tokenizer(model)
         shared = {"model": str(model), "warmup": WARMUP}
-        rows = equal_rows(len(tokenizer), steps=steps, rows=4, length=length)
+        rows = text_rows(tokenizer, documents_of(arguments.corpus), steps=steps, rows=4, length=length)
         documents = real_documents(
             tokenizer, documents_of(arguments.corpus), steps=steps, documents=8, length=length
         )  # fmt: skip

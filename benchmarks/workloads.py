@@ -89,10 +89,29 @@ Steps = list[list[list[int]]]  # for every optimizer step a list of documents, e
 
 
 def equal_rows(vocabulary: int, *, steps: int, rows: int, length: int) -> Steps:
-    """Rows of random tokens, all of one length: nothing to pad or pack, so no side has an advantage from that."""
+    """Rows of random tokens, all of one length, for new models, to which no text is likelier than another."""
     drawn = numpy_stream(0, "rows").integers(0, vocabulary, size=(steps, rows, length))
     found: Steps = drawn.tolist()
     return found
+
+
+def text_rows(
+    tokenizer: PreTrainedTokenizerBase, source: Iterator[str], *, steps: int, rows: int, length: int
+) -> Steps:
+    """Rows of one length cut from the text, documents one after another.
+
+    Raises:
+        ValueError: the text has too few tokens.
+    """
+    stream: list[int] = []
+    needed = steps * rows * length
+    while len(stream) < needed and (part := list(islice(source, 100))):
+        for tokens in tokenizer(part, add_special_tokens=False).input_ids:
+            stream += [*tokens, tokenizer.eos_token_id]
+    if len(stream) < needed:
+        raise ValueError(f"{needed} tokens are needed, the text has {len(stream)}")
+    cut = [stream[n * length : (n + 1) * length] for n in range(steps * rows)]
+    return [cut[n * rows : (n + 1) * rows] for n in range(steps)]
 
 
 def real_documents(
