@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,26 +51,39 @@ class DocumentLayout:
     """Where the documents of a packed row are; computed once a batch and used by every layer.
 
     Attributes:
-        starts: [documents + 1] int64, on the CPU: where each document begins, and the number of tokens.
+        lengths: of the documents, in order.
     """
 
-    groups: tuple[Group, ...]
-    longest: int
-    starts: Tensor
+    lengths: tuple[int, ...]
+    device: torch.device | str = "cpu"
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> DocumentLayout:
+        return cls(tuple(lengths), device)
+
+    @cached_property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """[documents + 1] int64, on the CPU: where each document begins, and the number of tokens."""
+        return torch.tensor([0, *self.lengths]).cumsum(0)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Neighbours of similar length as grids, for where attention is not fused."""
         groups: list[Group] = []
         start = first = 0
-        for index in range(len(lengths) + 1):
-            if index < len(lengths) and index > first:
-                grown = lengths[first : index + 1]
+        for index in range(len(self.lengths) + 1):
+            if index < len(self.lengths) and index > first:
+                grown = self.lengths[first : index + 1]
                 if min(grown) >= SHORTEST_SHARE * max(grown):
                     continue
             if index > first:
-                groups.append(_group(start, lengths[first:index], device))
+                groups.append(_group(start, self.lengths[first:index], self.device))
                 start, first = groups[-1].stop, index
-        return cls(tuple(groups), max(lengths), torch.tensor([0, *lengths]).cumsum(0))
+        return tuple(groups)
 
 
 def _group(start: int, lengths: Sequence[int], device: torch.device | str) -> Group:
