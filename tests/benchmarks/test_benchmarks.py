@@ -159,7 +159,7 @@ def test_a_limit_that_does_not_limit_is_noticed(tmp_path: Path, monkeypatch: pyt
         tokenization.check_bounded(tmp_path, tmp_path, 0.01, 0.001)
 
 
-NEEDS = {"training": "trl", "lora": "trl", "memory": "trl", "generation": "quilate.inference.generation"}
+NEEDS = {"training": "trl", "lora": "trl", "memory": "trl"}
 
 
 def call_here(side: Side, settings: dict[str, Any], **_: Any) -> Any:
@@ -200,7 +200,6 @@ def test_regret_is_zero_for_greedy_tokens_and_not_for_others(training_case: dict
     assert generation.largest_regret(judged | {"written": others}) > 0.1
 
 
-@pytest.mark.skipif(importlib.util.find_spec("quilate.inference.generation") is None, reason="not written yet")
 def test_generation_writes_the_same_tokens(training_case: dict[str, Any]) -> None:
     case = generation._case("voraz", [row[:8] for row in training_case["steps"][0]], 4, 0.0)
     settings = {"model": training_case["model"], "dtype": "float32", "cases": [case]}
