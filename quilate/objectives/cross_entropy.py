@@ -120,31 +120,28 @@ def linear_token_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, 
 class _LinearTokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        chosen = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
-        log_normalizer = torch.empty_like(chosen)
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        log_probs = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            logits = F.linear(hidden[rows], weight, bias).float()
-            log_normalizer[rows] = logits.logsumexp(-1)
-            chosen[rows] = logits.gather(-1, targets[rows, None])[:, 0]
-        ctx.save_for_backward(hidden, weight, bias, targets, log_normalizer)
-        return chosen - log_normalizer
+            losses, _ = _losses(F.linear(hidden[rows], weight, bias), targets[rows], gradient=False)
+            log_probs[rows] = -losses
+        return log_probs
 
     @staticmethod
     def backward(ctx: Any, *row_grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        hidden, weight, bias, targets, log_normalizer = ctx.saved_tensors
+        hidden, weight, bias, targets = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
         hidden_grad = torch.empty_like(hidden) if needs_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         bias_grad = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
         for start in range(0, hidden.shape[0], CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            scale = row_grads[0][rows, None]
-            logits_grad = F.linear(hidden[rows], weight, bias).float().sub_(log_normalizer[rows, None]).exp_()
-            logits_grad.mul_(-scale).scatter_add_(-1, targets[rows, None], scale.to(torch.float32))
+            _, logits_grad = _losses(F.linear(hidden[rows], weight, bias), targets[rows], gradient=True)
+            assert logits_grad is not None  # it was asked for
+            logits_grad.mul_(-row_grads[0][rows, None])
             if bias_grad is not None:
-                bias_grad += logits_grad.sum(0)
-            logits_grad = logits_grad.to(hidden.dtype)
+                bias_grad += logits_grad.sum(0, dtype=torch.float32)
             if hidden_grad is not None:
                 hidden_grad[rows] = logits_grad @ weight
             if weight_grad is not None:
