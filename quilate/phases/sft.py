@@ -135,7 +135,7 @@ def _run(context: StageContext[SftConfig]) -> StageReport:
     result = train_on_examples(context, trained, batches, streams, rate=rate)
     after = _measure(context, trained, held_out)
     parameters, trainable = sum(p.numel() for p in trained.parameters()), trainable_parameters(trained)
-    _save(context.folder, trained.merge_and_unload() if config.merge else trained, template)
+    save_chat_model(context.folder, trained.merge_and_unload() if config.merge else trained, template)
     return StageReport(
         train_tokens=result.tokens,
         flops=training_flops(result.tokens, parameters, trainable),
@@ -210,7 +210,7 @@ def _measure(
     return measured
 
 
-def _save(folder: Path, model: PreTrainedModel, template: ChatTemplate) -> None:
+def save_chat_model(folder: Path, model: PreTrainedModel, template: ChatTemplate) -> None:
     """A directory that can be talked to: it has the template, and a whole model stops where a turn ends."""
     configured = model.generation_config.eos_token_id
     known = configured if isinstance(configured, list) else [configured]

@@ -62,10 +62,13 @@ def _cell(run: Path, name: str, stages: dict[str, dict[str, Any]], metric: str) 
     )
 
 
+MODEL_KINDS = ("pretrain", "adapt", "sft", "reward", "dpo")
+
+
 @dataclass(frozen=True)
 class MadeModel:
-    """A finished stage that trained on text or conversations. `before` and `after` are held-out losses by corpus or
-    set, in `measure`; `folder` is a plain model or adapter directory."""
+    """A finished stage that trained a model. `before` and `after` are what it measured by corpus or set, in `measure`;
+    `folder` is a plain model or adapter directory."""
 
     stage: str
     kind: str
@@ -79,11 +82,11 @@ class MadeModel:
 
 
 def models_of(run: Path) -> list[MadeModel]:
-    """The models that finished pretrain, adapt and sft stages made, in the recipe's order."""
+    """The models that finished stages made, in the recipe's order."""
     made = []
     for name, stage in run_plan(run)["stages"].items():
         folder = run / stage["folder"]
-        manifest = read_manifest(folder) if stage["kind"] in ("pretrain", "adapt", "sft") else None
+        manifest = read_manifest(folder) if stage["kind"] in MODEL_KINDS else None
         if manifest is not None:
             cost, facts = manifest["cost"], manifest["facts"]
             made.append(

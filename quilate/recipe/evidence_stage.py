@@ -27,7 +27,7 @@ Manifest = dict[str, Any]
 SHARED_KINDS = ("task", "base")
 
 # Stages that read one file or folder each, named in their facts.
-READ_KINDS = ("corpus", "conversations")
+READ_KINDS = ("corpus", "conversations", "preferences")
 
 # Of `Task.report`: rows that were read and then not used.
 DROPPED = ("filtered", "empty_text", "missing_label", "unseen_label", "dropped_leaks", "unused")
@@ -261,8 +261,8 @@ def _corpus_warnings(manifests: dict[str, Manifest]) -> list[Notice]:
 
 
 def _bits_per_byte(manifest: Manifest) -> list[dict[str, Any]]:
-    """What a stage that trained on text measured, before and after."""
-    facts = manifest["facts"]
+    """What a stage measured on held-out text, before and after: one that trained on text, or an aligned model."""
+    facts = manifest["facts"].get("text", manifest["facts"])
     if facts.get("measure") != "bits per byte":
         return []
     measured = {f"before {manifest['stage']}": facts["before"] or {}, f"after {manifest['stage']}": facts["after"]}
@@ -274,7 +274,7 @@ def _bits_per_byte(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _sources(task: Task, manifests: dict[str, Manifest]) -> list[dict[str, Any]]:
-    """The files that everything starts from: labelled rows, raw text, conversations."""
+    """The files that everything starts from: labelled rows, raw text, conversations, judgements."""
     named = {f"{name} file": notes for name, notes in task.report["sources"].items()}
     named |= {f"{m['stage']} file": m["facts"]["source"] for m in manifests.values() if m["kind"] in READ_KINDS}
     return [

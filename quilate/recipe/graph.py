@@ -11,6 +11,9 @@ from quilate.errors import ConfigError
 from quilate.files import digest
 from quilate.models.source import content_of_model
 from quilate.phases.adapt import AdaptConfig
+from quilate.phases.align.dpo import DpoConfig
+from quilate.phases.align.preferences import content_of_preferences
+from quilate.phases.align.reward import RewardConfig
 from quilate.phases.baselines import BaselineConfig
 from quilate.phases.conversations import content_of_conversations
 from quilate.phases.corpus import content_of_corpus
@@ -86,6 +89,15 @@ class Graph:
         return [node for node in self.nodes.values() if node.name in wanted]
 
 
+PHASE_OF_STAGE = {
+    "pretrain": "pretraining",
+    "adapt": "adaptation",
+    "sft": "fine-tuning",
+    "finetune": "fine-tuning",
+    "dpo": "alignment",
+}
+
+
 def phase_and_method(recipe: Recipe, arm: ArmConfig) -> tuple[str, str]:
     """The last phase that shaped an arm, and the field's name for its method."""
     phase: str
@@ -101,15 +113,13 @@ def phase_and_method(recipe: Recipe, arm: ArmConfig) -> tuple[str, str]:
         return phase, method
     below = (recipe.stages | recipe.arms)[arm.on]
     if phase == "in-context":  # prompting a model that was trained for this is not "no training"
-        phase = {"pretrain": "pretraining", "adapt": "adaptation", "sft": "fine-tuning", "finetune": "fine-tuning"}[
-            below.kind
-        ]
+        phase = PHASE_OF_STAGE[below.kind]
     return phase, f"{arm.on} then {method}"
 
 
 def seeds_of(recipe: Recipe, node: ArmConfig | StageConfig) -> list[int]:
     """The seeds an arm or stage is run with: one if neither it nor what it stands on changes with the seed."""
-    if isinstance(node, (PretrainConfig, AdaptConfig, SftConfig)):
+    if isinstance(node, (PretrainConfig, AdaptConfig, SftConfig, RewardConfig, DpoConfig)):
         return recipe.seeds[:1] if node.once else recipe.seeds
     below = _below(recipe, node)
     changes = _draws(node) or (below is not None and len(seeds_of(recipe, below)) > 1)
@@ -160,6 +170,11 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
         stage["allow_leak"] = recipe.task is not None and recipe.task.allow_leak
         content = content_of_conversations(conversations, base_folder)
         graph.add(f"conversations-{name}", "conversations", stage, _task_of(graph), content=content)
+    for name, preferences in recipe.preferences.items():
+        stage = {"preferences": preferences.as_json()}
+        stage["allow_leak"] = recipe.task is not None and recipe.task.allow_leak
+        content = content_of_preferences(preferences, base_folder)
+        graph.add(f"preferences-{name}", "preferences", stage, _task_of(graph), content=content)
     evaluated: dict[str, list[str]] = {}
     for name in _upstream_first(recipe.stages):
         for seed in seeds_of(recipe, recipe.stages[name]):
@@ -204,12 +219,20 @@ def _model_node(recipe: Recipe, name: str, seed: int) -> str:
 
 
 def _add_stage(graph: Graph, name: str, stage: StageConfig, seed: int) -> None:
-    """A stage trains on some corpora and is measured on all; the task's own texts may be among them. So with sets of
-    conversations."""
-    if isinstance(stage, SftConfig):
-        inputs = {f"conversations:{name}": f"conversations-{name}" for name in graph.recipe.conversations}
-    else:
-        inputs = _task_of(graph) | {f"corpus:{corpus}": f"corpus-{corpus}" for corpus in graph.recipe.corpora}
+    """A stage trains on some corpora, sets of conversations or of judgements, and is measured on all of these; the
+    task's own texts may be among the corpora. An aligned model is measured on the corpora too."""
+    recipe = graph.recipe
+    corpora = {f"corpus:{name}": f"corpus-{name}" for name in recipe.corpora}
+    judgements = {f"preferences:{name}": f"preferences-{name}" for name in recipe.preferences}
+    match stage:
+        case SftConfig():
+            inputs = {f"conversations:{name}": f"conversations-{name}" for name in recipe.conversations}
+        case RewardConfig():
+            inputs = judgements
+        case DpoConfig():
+            inputs = corpora | judgements
+        case PretrainConfig() | AdaptConfig():
+            inputs = _task_of(graph) | corpora
     on = stands_on(stage)
     if on is not None:
         inputs["model"] = _model_node(graph.recipe, on, seed)

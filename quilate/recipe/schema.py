@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from quilate.config import Config
 from quilate.phases.adapt import AdaptConfig
+from quilate.phases.align.dpo import DpoConfig
+from quilate.phases.align.preferences import PreferencesConfig
+from quilate.phases.align.reward import RewardConfig
 from quilate.phases.baselines import BaselineConfig
 from quilate.phases.conversations import ConversationsConfig
 from quilate.phases.corpus import CorpusConfig
@@ -22,7 +25,9 @@ from quilate.tasks.classification import TaskConfig
 
 ArmConfig = Annotated[BaselineConfig | IclConfig | FinetuneConfig, Field(discriminator="kind")]
 
-StageConfig = Annotated[PretrainConfig | AdaptConfig | SftConfig, Field(discriminator="kind")]
+StageConfig = Annotated[
+    PretrainConfig | AdaptConfig | SftConfig | RewardConfig | DpoConfig, Field(discriminator="kind")
+]
 
 BASE = "base"  # the name by which `on:` refers to the base model
 
@@ -57,9 +62,11 @@ class Recipe(Config):
     """Raw text, by name, for the stages to train on and to measure with."""
     conversations: dict[str, ConversationsConfig] = Field(default_factory=dict)
     """Sets of conversations, by name, for `sft` stages to train on and to measure with."""
+    preferences: dict[str, PreferencesConfig] = Field(default_factory=dict)
+    """Sets of human judgements, by name, for `reward` and `dpo` stages to train on and to measure with."""
     stages: dict[str, StageConfig] = Field(default_factory=dict)
-    """Models made before any arm, by name: `pretrain`, `adapt` and `sft`. Those trained on raw text are measured on
-    every corpus, those trained on conversations on every set of them."""
+    """Models made before any arm, by name: `pretrain`, `adapt`, `sft`, `reward` and `dpo`. Those trained on raw text
+    are measured on every corpus, those trained on conversations or human judgements on every set of them."""
     arms: dict[str, ArmConfig] = Field(default_factory=dict)
     """The ways of solving the task, by name."""
     seeds: list[int] = Field(default=[0, 1], min_length=1)
@@ -80,7 +87,7 @@ class Recipe(Config):
             raise ValueError("seeds must be distinct and not negative")
         return seeds
 
-    @field_validator("arms", "stages", "corpora", "conversations")
+    @field_validator("arms", "stages", "corpora", "conversations", "preferences")
     @classmethod
     def _names_fit_folders(cls, named: dict[str, Any]) -> dict[str, Any]:
         for name in named:
@@ -97,7 +104,7 @@ class Recipe(Config):
         if given and missing:
             raise ValueError(f"`{missing[0]}` is missing: {', '.join(f'`{key}`' for key in given)} need it")
         if not given and not self.stages:
-            raise ValueError("there is nothing to do: give `data`, `task` and `arms`, or `corpora` and `stages`")
+            raise ValueError("there is nothing to do: give `data`, `task` and `arms`, or `stages`")
         return self
 
     @model_validator(mode="after")
@@ -106,7 +113,8 @@ class Recipe(Config):
         if twice:
             raise ValueError(f"'{twice[0]}' names both a stage and an arm")
         tuned = {name: arm for name, arm in self.arms.items() if isinstance(arm, FinetuneConfig)}
-        models = [BASE, *self.stages, *(name for name, arm in tuned.items() if arm.method != "head")]
+        written = [name for name, stage in self.stages.items() if not isinstance(stage, RewardConfig)]
+        models = [BASE, *written, *(name for name, arm in tuned.items() if arm.method != "head")]
         for name, node in (self.stages | self.arms).items():
             on = stands_on(node)
             if on == BASE and self.base is None:
@@ -134,7 +142,10 @@ class Recipe(Config):
         known = [*self.corpora, *([TASK_CORPUS] if self.task else [])]
         for name, stage in self.stages.items():
             if isinstance(stage, SftConfig):
-                self._refuse_unknown_conversations(name, stage)
+                self._refuse_unknown_sets(name, "conversations", stage.conversations)
+                continue
+            if isinstance(stage, RewardConfig | DpoConfig):
+                self._refuse_unknown_sets(name, "preferences", stage.preferences)
                 continue
             unknown = [corpus for corpus in stage.corpora if corpus not in known]
             if unknown:
@@ -145,10 +156,11 @@ class Recipe(Config):
             if measured:
                 raise ValueError(f"stage '{name}' trains on '{measured[0]}', all of which is held out")
 
-    def _refuse_unknown_conversations(self, name: str, stage: SftConfig) -> None:
-        for wanted in stage.conversations:
-            if wanted not in self.conversations:
-                known = ", ".join(self.conversations) or "there are none"
-                raise ValueError(f"stage '{name}' names '{wanted}', which is not in `conversations`; known: {known}")
-            if self.conversations[wanted].held_out == 1:
-                raise ValueError(f"stage '{name}' trains on '{wanted}', all of which is held out")
+    def _refuse_unknown_sets(self, name: str, key: Literal["conversations", "preferences"], wanted: list[str]) -> None:
+        sets: dict[str, ConversationsConfig] | dict[str, PreferencesConfig] = getattr(self, key)
+        for one in wanted:
+            if one not in sets:
+                known = ", ".join(sets) or "there are none"
+                raise ValueError(f"stage '{name}' names '{one}', which is not in `{key}`; known: {known}")
+            if sets[one].held_out == 1:
+                raise ValueError(f"stage '{name}' trains on '{one}', all of which is held out")

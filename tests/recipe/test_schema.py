@@ -110,3 +110,29 @@ def test_a_recipe_may_only_make_models() -> None:
 def test_an_arm_without_a_kind_is_told_so() -> None:
     with pytest.raises(ConfigError, match=r"arms\.lora: `kind` is missing"):
         recipe(lora={"lr": 1e-4})
+
+
+def aligned(**stages: Any) -> Recipe:
+    sets = {"juicios": {"path": "j.jsonl"}, "ajenos": {"path": "k.jsonl", "held_out": 1}}
+    return validate(Recipe, {"recipe": "r", "base": "here", "preferences": sets, "stages": stages}, source="t")
+
+
+def test_judgements_are_named_and_some_of_them_are_trained_on() -> None:
+    judge = {"kind": "reward", "preferences": ["juicios"]}
+    polite = {"kind": "dpo", "preferences": ["juicios"]}
+    aligned(judge=judge, polite=polite, further=polite | {"on": "polite", "loss": "kto"})
+    with pytest.raises(ConfigError, match="'otros', which is not in `preferences`; known: juicios, ajenos"):
+        aligned(judge=judge | {"preferences": ["otros"]})
+    with pytest.raises(ConfigError, match="trains on 'ajenos', all of which is held out"):
+        aligned(polite=polite | {"preferences": ["ajenos"]})
+    with pytest.raises(ConfigError, match="makes no model"):
+        aligned(judge=judge, polite=polite | {"on": "judge"})
+
+
+def test_prompting_an_aligned_model_is_alignment() -> None:
+    value = recipe(zero={"kind": "icl", "on": "tapt"}).as_json()
+    value["preferences"] = {"juicios": {"path": "j.jsonl"}}
+    value["stages"]["polite"] = {"kind": "dpo", "preferences": ["juicios"]}
+    value["arms"]["zero"]["on"] = "polite"
+    one = validate(Recipe, value, source="t")
+    assert phase_and_method(one, one.arms["zero"]) == ("alignment", "polite then zero-shot")

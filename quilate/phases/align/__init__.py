@@ -1,0 +1,1 @@
+"""Alignment: human judgements, reward models, and policies trained on what people prefer."""
