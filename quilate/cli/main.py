@@ -22,6 +22,7 @@ VERBS = {
     "adapt": "Train a model further on raw text of your domain, without a recipe.",
     "finetune": "Fine-tune a model on a labelled file, without a recipe.",
     "sft": "Train a model on conversations, without a recipe.",
+    "align": "Train a model on human judgements of answers, without a recipe.",
     "icl": "Prompt a model with solved examples, without a recipe; or show the prompt.",
     "data": "Preview conversations: what is dropped, and which text a model would learn.",
     "chat": "Talk to a model, with or without an adapter.",

@@ -1,5 +1,5 @@
-"""A phase used alone: the verbs `finetune` and `icl` are a recipe of one arm, `pretrain`, `adapt` and `sft` one of one
-stage, run by the same graph."""
+"""A phase used alone: the verbs `finetune` and `icl` are a recipe of one arm, `pretrain`, `adapt`, `sft` and `align` one
+of one stage, run by the same graph."""
 
 from __future__ import annotations
 
@@ -119,6 +119,20 @@ def conversations_recipe(
         "base": base,
         "conversations": {"chats": conversations | {"path": str(path.resolve())}},
         "stages": {name: stage | {"conversations": ["chats"]}},
+        "seeds": [seed],
+    }
+
+
+def preferences_recipe(
+    name: str, stage: dict[str, Any], preferences: dict[str, Any], *, base: str, seed: int
+) -> dict[str, Any]:
+    """The recipe of one stage on human judgements, as plain values."""
+    path = Path(preferences["path"])
+    return {
+        "recipe": _recipe_name(path, name),
+        "base": base,
+        "preferences": {"judgements": preferences | {"path": str(path.resolve())}},
+        "stages": {name: stage | {"preferences": ["judgements"]}},
         "seeds": [seed],
     }
 
