@@ -1,5 +1,5 @@
-"""A phase used alone: the verbs `finetune` and `icl` are a recipe of one arm, `pretrain`, `adapt`, `sft` and `align` one
-of one stage, run by the same graph."""
+"""A phase used alone: the verbs `finetune` and `icl` are a recipe of one arm, `pretrain`, `adapt`, `sft` and `align`
+one of one stage, run by the same graph."""
 
 from __future__ import annotations
 

@@ -58,6 +58,11 @@ class JudgedPrompt:
     group: str
     derived: bool = False
 
+    @property
+    def question(self) -> str:
+        """What the user opens with."""
+        return next(message["content"] for message in self.prompt if message["role"] == "user")
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 

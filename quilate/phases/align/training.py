@@ -31,6 +31,7 @@ from quilate.phases.align.preferences import stored_preferences
 from quilate.phases.example_training import ExampleTraining
 from quilate.phases.sft import chat_template
 from quilate.phases.stage import StageContext, model_of
+from quilate.tasks.leaks import normalize
 from quilate.tokenization.chat import ChatTemplate
 
 
@@ -109,8 +110,14 @@ def prepare(context: StageContext[Any]) -> Prepared:
     folders = {
         role.partition(":")[2]: folder for role, folder in context.inputs.items() if role.startswith("preferences:")
     }
-    judged = [prompt for name in config.preferences for prompt in _named(name, folders[name], "train")]
+    measured = {name: _named(name, folder, "held_out") for name, folder in folders.items()}
+    questions = {normalize(prompt.question) for part in measured.values() for prompt in part}
+    stored = [prompt for name in config.preferences for prompt in _named(name, folders[name], "train")]
+    # Of one set they are apart already; two sets may share prompts.
+    judged = [prompt for prompt in stored if normalize(prompt.question) not in questions]
     train, counts = encode_prompts(judged, template, limit=limit)
+    if len(judged) < len(stored):
+        counts["prompts that another set holds out"] = len(stored) - len(judged)
     if not train:
         reasons = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise DataError(
@@ -118,8 +125,8 @@ def prepare(context: StageContext[Any]) -> Prepared:
             hint="raise `length`, or give the set less to hold out",
         )
     held_out = {}
-    for name, folder in folders.items():
-        encoded, lost = encode_prompts(_named(name, folder, "held_out"), template, limit=limit)
+    for name, part in measured.items():
+        encoded, lost = encode_prompts(part, template, limit=limit)
         held_out[name] = [prompt for prompt in encoded if prompt.pairs]
         lost["prompts without a pair"] = len(encoded) - len(held_out[name])
         counts |= {f"held out, {name}: {reason}": count for reason, count in lost.items() if count}

@@ -89,6 +89,19 @@ def test_with_lora_the_reference_is_the_base_with_the_adapter_off(folder: Folder
             assert cached[f"gustos:{completion.id}"] != pytest.approx(log_prob(policy, completion)[0], abs=1e-3)
 
 
+def test_a_stage_may_stand_on_an_adapter_which_is_then_part_of_its_reference(folder: Folder) -> None:
+    folder.stage("dpo", "primero", method="lora", lr=5e-3, epochs=1)
+    folder.stage("dpo", "segundo", on="primero", method="lora", lr=5e-3, epochs=1)
+    first = peft.AutoPeftModelForCausalLM.from_pretrained(folder.root / "primero" / "model").eval()
+    second = peft.AutoPeftModelForCausalLM.from_pretrained(folder.root / "segundo" / "model").eval()
+    cached = read_json(folder.root / "segundo" / "reference.json")
+    for completion in held_out(folder)[0].completions:
+        wanted = log_prob(first, completion)[0]
+        assert cached[f"gustos:{completion.id}"] == pytest.approx(wanted, abs=1e-3)
+        with second.disable_adapter():
+            assert log_prob(second, completion)[0] == pytest.approx(wanted, abs=1e-3)
+
+
 def losses_of(folder: Folder, loss: str, micro_batch_tokens: int) -> tuple[float, float, PreferenceBatches]:
     """Loss and gradient norm of a first step against a reference that is another model."""
     directory = model_of(folder.root / "base")

@@ -136,6 +136,16 @@ def test_a_stopped_stage_continues_to_the_same_files(folder: Folder) -> None:
         assert (folder.root / "parado" / name).read_bytes() == (folder.root / "entero" / name).read_bytes()
 
 
+def test_what_one_set_holds_out_is_not_learned_from_another(folder: Folder) -> None:
+    folder.judgements("ajenos", planted()[:10], held_out=1)
+    both = {"preferences:ajenos": folder.root / "ajenos"}
+    alone = folder.stage("reward", "solo", epochs=1)
+    report = folder.stage("reward", "premio", epochs=1, inputs=both)
+    left_out = report.counts["prompts that another set holds out"]
+    assert left_out > 0 and report.facts["train_rows"] == alone.facts["train_rows"] - left_out
+    assert set(report.facts["held_out"]) == {"gustos", "ajenos"}
+
+
 def test_labels_alone_cannot_train_a_reward_model(folder: Folder) -> None:
     rows = [{"prompt": f"Pregunta {n}", "completion": "sí", "label": True} for n in range(9)]
     folder.judgements("etiquetas", rows)
