@@ -40,13 +40,17 @@ class Prefix:
 
     Attributes:
         length: their number.
-        cache: hand it to the model as `past_key_values`; None for an empty prefix.
+        layers: their keys and values [1, K, P, E] in each layer; empty for an empty prefix.
     """
 
     def __init__(self, body: nn.Module, tokens: Sequence[int], device: torch.device) -> None:
         self.length = len(tokens)
-        self.cache: Cache | None = None
+        self.layers: list[tuple[Tensor, Tensor]] = []
         if tokens:
             cache = DynamicCache()
             body(input_ids=torch.tensor([tokens], device=device), past_key_values=cache, use_cache=True)
-            self.cache = Cache(layers=[_FrozenLayer(layer.keys, layer.values) for layer in cache.layers])
+            self.layers = [(layer.keys, layer.values) for layer in cache.layers]
+
+    def cache(self) -> Cache | None:
+        """To be handed to the model as `past_key_values`."""
+        return Cache(layers=[_FrozenLayer(*layer) for layer in self.layers]) if self.layers else None

@@ -9,7 +9,7 @@
 #include <cmath>
 #include <limits>
 
-#include "bf16.h"
+#include "attention.h"
 #include "parallel.h"
 
 using torch::stable::Tensor;
@@ -17,10 +17,6 @@ using torch::stable::Tensor;
 #ifdef QUILATE_AVX512_BF16
 namespace quilate {
 namespace {
-
-constexpr int kBlock = 64;
-
-int64_t blocks_of(int64_t length) { return (length + kBlock - 1) / kBlock; }
 
 // A tensor [T, heads, E] whose last dimension is contiguous.
 struct Rows {
@@ -47,41 +43,6 @@ struct Shape {
     for (int64_t d = 0; d < documents; ++d) longest = std::max(longest, starts[d + 1] - starts[d]);
   }
 };
-
-// Which of 16 neighbouring places, the first of which is `first`, are among [from, to).
-__mmask16 places(int64_t first, int64_t from, int64_t to) {
-  const int64_t low = std::clamp<int64_t>(from - first, 0, kLanes), high = std::clamp<int64_t>(to - first, 0, kLanes);
-  return static_cast<__mmask16>(((1u << high) - 1) & ~((1u << low) - 1));
-}
-
-// One block of scores: softmax against the running maximum; the weights go to `weights`, the output is rescaled.
-void softmax_row(
-    const float* scores, float scale, int64_t visible, int size, bf16* weights, float* output, float& maximum,
-    float& total) {
-  __m512 values[4];
-  __m512 highest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  for (int v = 0; v < 4; ++v) {
-    const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(scores + kLanes * v), _mm512_set1_ps(scale));
-    values[v] = _mm512_mask_mov_ps(
-        _mm512_set1_ps(-std::numeric_limits<float>::infinity()), places(kLanes * v, 0, visible), scaled);
-    highest = _mm512_max_ps(highest, values[v]);
-  }
-  const float raised = std::max(maximum, _mm512_reduce_max_ps(highest));
-  __m512 sum = _mm512_setzero_ps();
-  for (int v = 0; v < 4; ++v) {
-    const __m512 weight = exponential(_mm512_sub_ps(values[v], _mm512_set1_ps(raised)));
-    sum = _mm512_add_ps(sum, weight);
-    store_as_bf16(weights + kLanes * v, weight);
-  }
-  if (raised > maximum) {
-    const float shrink = std::exp(maximum - raised);
-    for (int e = 0; e < size; e += kLanes)
-      _mm512_storeu_ps(output + e, _mm512_mul_ps(_mm512_loadu_ps(output + e), _mm512_set1_ps(shrink)));
-    total *= shrink;
-    maximum = raised;
-  }
-  total += _mm512_reduce_add_ps(sum);
-}
 
 struct ForwardScratch {
   Buffer<uint32_t> keys, values;  // all blocks of one document, packed
@@ -124,8 +85,8 @@ void forward_head(
         const int64_t present = length - j * kBlock;
         const int64_t visible = shape.causal ? std::min(present, (i - j) * kBlock + r + 1) : present;
         softmax_row(
-            scratch.scores.get() + r * kBlock, shape.scale, visible, size, scratch.weights.get() + r * kBlock,
-            scratch.output.get() + r * size, maximum[r], total[r]);
+            scratch.scores.get() + r * kBlock, shape.scale, first_bits(visible), size,
+            scratch.weights.get() + r * kBlock, scratch.output.get() + r * size, maximum[r], total[r]);
       }
       multiply(
           scratch.weights.get(), kBlock, scratch.values.get() + j * packed_block, size, scratch.output.get(), size,
