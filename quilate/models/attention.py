@@ -149,12 +149,11 @@ def packed_attention(
     """
     if document_layout is None or attention_mask is not None or query.shape[0] != 1:
         raise ValueError("packed attention needs one packed row, its document_layout, and no attention mask")
-    if sliding_window is not None and sliding_window < document_layout.longest:
-        raise ModelError(
-            f"a document of {document_layout.longest} tokens is longer than the model's sliding window of "
-            f"{sliding_window}",
-            hint="cut documents to the window: `max_item_tokens` in fine-tuning, `length` in training on text",
-        )
+    refuse_beyond_window(
+        document_layout.longest,
+        sliding_window,
+        hint="cut documents to it: `max_item_tokens` in fine-tuning, else `length`",
+    )
     causal = bool(getattr(module, "is_causal", True))
     packed = [t[0].transpose(0, 1) for t in (query, key, value)]  # [T, heads, E]
     if dropout == 0 and fused.is_fused(packed[0]):
@@ -163,6 +162,16 @@ def packed_attention(
         return fused.packed_attention(query, key, value, document_layout.starts, scale=scale, causal=causal)[None], None
     outputs = [_group_attention(group, packed, causal, scaling, dropout) for group in document_layout.groups]
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
+
+
+def refuse_beyond_window(tokens: int, window: int | None, *, hint: str) -> None:
+    """Attention here sees whole documents: it equals a sliding window's only if none is longer than the window.
+
+    Raises:
+        ModelError: one may be.
+    """
+    if window is not None and window < tokens:
+        raise ModelError(f"{tokens} tokens in one document, and the model's sliding window is {window}", hint=hint)
 
 
 def _group_attention(group: Group, packed: list[Tensor], causal: bool, scaling: float | None, dropout: float) -> Tensor:

@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from quilate.errors import ModelError
 from quilate.kernels.library import operation
-from quilate.models.attention import DocumentLayout, packed_attention, use_packed_attention
+from quilate.models.attention import (
+    DocumentLayout,
+    packed_attention,
+    refuse_beyond_window,
+    use_packed_attention,
+)
 
 CACHED_ATTENTION = "quilate_cached"
 
@@ -114,12 +118,7 @@ def cached_attention(
     """
     if key_value_store is None or attention_mask is not None:
         raise ValueError("cached attention needs a key_value_store and no attention mask")
-    if sliding_window is not None and sliding_window < key_value_store.places:
-        raise ModelError(
-            f"prompt and answer may take {key_value_store.places} tokens, more than the model's sliding window of "
-            f"{sliding_window}",
-            hint="shorten the prompts, or generate fewer tokens",
-        )
+    refuse_beyond_window(key_value_store.places, sliding_window, hint="shorten the prompts, or generate fewer tokens")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if document_layout is None:

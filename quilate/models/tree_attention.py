@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from quilate.errors import ModelError
 from quilate.kernels.attention import is_fused
+from quilate.models.attention import refuse_beyond_window
 
 TREE_ATTENTION = "quilate_tree"
 
@@ -68,12 +68,8 @@ def _attend(
         raise ValueError("tree attention needs a tree_layout and no attention mask")
     nothing = key[:1, :, :0]
     shared = tree_layout.prefix[int(module.layer_idx)] if tree_layout.prefix else (nothing, nothing)  # type: ignore[arg-type]
-    if sliding_window is not None and sliding_window < shared[0].shape[2] + key.shape[2]:
-        raise ModelError(
-            f"a prompt of {shared[0].shape[2] + key.shape[2]} tokens is longer than the model's sliding window of "
-            f"{sliding_window}",
-            hint="use fewer or shorter demonstrations",
-        )
+    seen = shared[0].shape[2] + key.shape[2]
+    refuse_beyond_window(seen, sliding_window, hint="use fewer or shorter demonstrations")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     rows = [t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value, *shared)]
     out = torch.empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3], dtype=query.dtype)

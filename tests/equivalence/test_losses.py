@@ -100,7 +100,7 @@ def test_packed_attention_refuses_a_mask_or_a_missing_layout() -> None:
         packed_attention(nn.Module(), query, query, query, torch.ones(1, 1, 6, 6), document_layout=layout)
     with pytest.raises(ValueError, match="one packed row"):
         packed_attention(nn.Module(), query.expand(2, -1, -1, -1), query, query, None, document_layout=layout)
-    with pytest.raises(ModelError, match="sliding window of 5"):
+    with pytest.raises(ModelError, match="sliding window is 5"):
         packed_attention(nn.Module(), query, query, query, None, document_layout=layout, sliding_window=5)
 
 

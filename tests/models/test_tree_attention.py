@@ -62,13 +62,11 @@ def test_the_operation_equals_float64(prefix: int, length: int) -> None:
 @needs_fused
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("prefix", [0, 100])
-def test_scores_are_those_of_the_dense_mask(
-    architecture: str, prefix: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_are_those_of_the_dense_mask(architecture: str, prefix: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the roundings of bf16, which an fp32 model of the same weights bounds for both ways."""
     model = small(architecture)
     labels = [[5, 6, 7], [5, 6, 8], [5, 9], [11, 5]]
-    prompts = [tokens(prefix, 1) + [20 + n, *tokens(n, n + 2)] for n in (1, 30, 3, 70, 64)]
+    prompts = [[*tokens(prefix, 1), 20 + n, *tokens(n, n + 2)] for n in (1, 30, 3, 70, 64)]
     fused = score_tokens(model, prompts, labels, normalization="sum").scores
     assert model.config._attn_implementation == "sdpa"
     monkeypatch.setattr(likelihood, "BATCH_TOKENS", 1)  # one item a batch
