@@ -71,4 +71,4 @@ def _run(context: StageContext[AdaptConfig]) -> StageReport:
     return report
 
 
-ADAPT = StageKind("adapt", 1, AdaptConfig, _run)
+ADAPT = StageKind("adapt", 2, AdaptConfig, _run)

@@ -77,4 +77,4 @@ def _run(context: StageContext[EvaluateConfig]) -> StageReport:
     return StageReport(counts=counts, facts=evaluation)
 
 
-EVALUATE = StageKind("evaluate", 2, EvaluateConfig, _run)
+EVALUATE = StageKind("evaluate", 3, EvaluateConfig, _run)

@@ -196,4 +196,4 @@ def _save(
     scorer.save(folder / "scorer")
 
 
-FINETUNE = StageKind("finetune", 1, FinetuneConfig, _run)
+FINETUNE = StageKind("finetune", 2, FinetuneConfig, _run)

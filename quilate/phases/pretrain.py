@@ -107,4 +107,4 @@ def _shape(context: StageContext[PretrainConfig], vocabulary: int, end: int, pad
     return given
 
 
-PRETRAIN = StageKind("pretrain", 1, PretrainConfig, _run)
+PRETRAIN = StageKind("pretrain", 2, PretrainConfig, _run)
