@@ -109,10 +109,12 @@ def _run(context: StageContext[RewardConfig]) -> StageReport:
 
 
 def _normalize(context: StageContext[RewardConfig], model: RewardModel, prepared: Prepared) -> str:
-    """Set the bias so that demonstrations get 0 on average; where there are none, the preferred completions stand for
-    them. Says which they were."""
+    """Set the bias so that demonstrations get 0 on average; where there are none, the completions that no other was
+    preferred to stand for them. Says which they were."""
     demonstrations = {prompt.completions[i].id: prompt for prompt in prepared.train for i in prompt.demonstrations}
-    preferred = {prompt.completions[pair.better].id: prompt for prompt in prepared.train for pair in prompt.pairs}
+    beaten = {prompt.completions[pair.worse].id for prompt in prepared.train for pair in prompt.pairs}
+    won = {prompt.completions[pair.better].id: prompt for prompt in prepared.train for pair in prompt.pairs}
+    preferred = {id: prompt for id, prompt in won.items() if id not in beaten} or won
     name, chosen = ("demonstrations", demonstrations) if demonstrations else ("preferred completions", preferred)
     ids = list(chosen)[:MOST_DEMONSTRATIONS]
     scores = _scores(context, model, list({chosen[id].id: chosen[id] for id in ids}.values()))
