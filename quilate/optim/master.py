@@ -1,0 +1,153 @@
+"""What every optimizer here shares: fp32 master weights, rounding, accumulated gradients, and a state to resume from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quilate.optim.rounding import draw_key, stochastic_round_
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update asks of every parameter.
+
+    Attributes:
+        gradient_scale: the clipping factor; the gradient is to be multiplied with it.
+        decay: what the weights are multiplied with first: 1 - learning_rate * weight_decay, or 1.
+        key: of the stochastic rounding of the bf16 copy; 0 and unused for an fp32 parameter.
+    """
+
+    learning_rate: float
+    gradient_scale: float
+    decay: float
+    key: int
+
+
+class MasterOptimizer(ABC):
+    """An optimizer over fp32 master weights, with a stochastically rounded bf16 copy for compute.
+
+    The learning rate and the clipping factor are arguments of `step`: there is no hidden schedule. Weight decay is
+    decoupled (Loshchilov & Hutter 2019) and applies to matrices and embeddings only, not to norms and biases (Brown et
+    al. 2020, appendix B use it so). A method brings `update_parameter` and what it remembers, from `remember`.
+
+    Args:
+        named_parameters: the parameters; those with `requires_grad=False` are ignored. bf16 parameters get an fp32
+            master; fp32 parameters are their own master.
+        rounding: the random stream of the stochastic rounding; must be given when any parameter is bf16.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        *,
+        weight_decay: float,
+        rounding: torch.Generator | None,
+    ) -> None:
+        self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
+        self.weight_decay, self.rounding = weight_decay, rounding
+        self.updates = 0
+        self.master = {
+            name: p.detach() if p.dtype == torch.float32 else p.detach().float() for name, p in self.parameters.items()
+        }
+        self._memory: dict[str, dict[str, Tensor]] = {}
+        self._accumulated: dict[str, Tensor] = {}
+        if rounding is None and any(p.dtype != torch.float32 for p in self.parameters.values()):
+            raise ValueError("bf16 parameters need a rounding stream: rounded to nearest they do not follow fp32")
+
+    def remember(self, what: str, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """An fp32 tensor of zeros beside each parameter (or the named ones), saved and restored as `what.NAME`."""
+        names = self.parameters if names is None else names
+        self._memory[what] = {name: torch.zeros_like(self.master[name]) for name in names}
+        return self._memory[what]
+
+    def accumulate(self) -> None:
+        """Move the parameters' gradients into an fp32 sum: bf16 sums over micro-batches would lose the small terms."""
+        for name, parameter in self.parameters.items():
+            if parameter.grad is None:
+                continue
+            if name in self._accumulated:
+                self._accumulated[name] += parameter.grad
+            else:
+                self._accumulated[name] = parameter.grad.float()
+            parameter.grad = None
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradient of each parameter that has one: the fp32 sum if `accumulate` was used."""
+        if self._accumulated:
+            return self._accumulated
+        return {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+
+    def gradient_norm(self) -> float:
+        """The L2 norm over all gradients, summed in fp64."""
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in self.gradients().values()]
+        return float(torch.stack(norms).double().square().sum().sqrt()) if norms else 0.0
+
+    def clear_gradients(self) -> None:
+        self._accumulated.clear()
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, gradient_scale: float = 1.0) -> None:
+        """Update every parameter that has a gradient, then forget the gradients."""
+        self.updates += 1
+        for name, gradient in self.gradients().items():
+            parameter = self.parameters[name]
+            decay = 1 - learning_rate * (self.weight_decay if parameter.dim() >= 2 else 0.0)
+            key = 0 if parameter.dtype == torch.float32 else draw_key(self._stream())
+            self.update_parameter(name, gradient, Update(learning_rate, gradient_scale, decay, key))
+        self.clear_gradients()
+
+    @abstractmethod
+    def update_parameter(self, name: str, gradient: Tensor, update: Update) -> None:
+        """Change one parameter's master, what is remembered of it, and its copy; `gradient` may be bf16."""
+
+    def round_copy(self, name: str, update: Update) -> None:
+        """Round one parameter's master into its bf16 copy; an fp32 parameter is its own master."""
+        parameter = self.parameters[name]
+        if parameter.dtype != torch.float32:
+            stochastic_round_(parameter.data.view(-1), self.master[name].view(-1), update.key)
+
+    def _stream(self) -> torch.Generator:
+        assert self.rounding is not None  # checked at construction
+        return self.rounding
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a later `restore` needs to continue bit for bit, as named tensors."""
+        tensors = {"updates": torch.tensor(self.updates)}
+        for name, parameter in self.parameters.items():
+            tensors[f"parameter.{name}"] = parameter.data
+            if parameter.dtype != torch.float32:
+                tensors[f"master.{name}"] = self.master[name]
+        for what, of_parameters in self._memory.items():
+            tensors |= {f"{what}.{name}": tensor for name, tensor in of_parameters.items()}
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of `state`, parameters included.
+
+        Raises:
+            KeyError: a tensor is missing, unexpected, or of another shape (the checkpoint is of another model or
+                another optimizer).
+        """
+        expected = self.state()
+        shapes, given = ({name: tuple(t.shape) for name, t in state.items()} for state in (expected, tensors))
+        if shapes != given:  # checked before the first copy, which would broadcast some other shapes without a word
+            raise KeyError(f"tensors differ: {sorted({name for name, _ in shapes.items() ^ given.items()})[:3]}")
+        for name, tensor in expected.items():
+            if name != "updates":
+                tensor.copy_(tensors[name])
+        self.updates = int(tensors["updates"])
+
+    @torch.no_grad()
+    def write_nearest(self) -> None:
+        """Set each bf16 parameter to its master rounded to nearest: the best single copy, for the final model."""
+        for name, parameter in self.parameters.items():
+            if parameter.dtype != torch.float32:
+                parameter.data.copy_(self.master[name])
