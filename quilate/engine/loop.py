@@ -23,7 +23,8 @@ from quilate.engine.runlog import ProgressListener, RunLog
 from quilate.errors import CheckpointError, Interrupted, QuilateError
 from quilate.files import write_jsonl
 from quilate.kernels.library import why_missing
-from quilate.optim.adamw import AdamW
+from quilate.optim.master import MasterOptimizer
+from quilate.optim.sophia import Sophia
 from quilate.rng import Streams
 
 Schedule = Callable[[int], float]
@@ -82,12 +83,14 @@ class FitResult:
     tokens: int
     supervised_tokens: int
     refused_updates: int
+    curvature_tokens: int = 0
+    refused_estimates: int = 0
 
 
 def optimizer_step(
     micro_batches: Sequence[B],
     loss_function: LossFunction[B],
-    optimizer: AdamW,
+    optimizer: MasterOptimizer,
     *,
     learning_rate: float,
     clip_norm: float,
@@ -115,11 +118,24 @@ def optimizer_step(
     return StepResult(loss, norm, tokens, supervised, applied)
 
 
+def curvature_step(micro_batches: Sequence[B], loss_function: LossFunction[B], optimizer: Sophia) -> bool:
+    """One estimate of curvature from one batch, for the updates that follow; False if it was not finite and refused.
+
+    Args:
+        loss_function: the loss that the optimizer's estimator probes, as a sum like the loss of a step.
+    """
+    weight = sum(batch.weight for batch in micro_batches)
+    for batch in micro_batches:
+        optimizer.probe(loss_function(batch) / weight).backward()  # type: ignore[no-untyped-call]
+        optimizer.accumulate()
+    return optimizer.update_curvature(weight)
+
+
 def fit(
     model: nn.Module,
     batches: Batches[B],
     loss_function: LossFunction[B],
-    optimizer: AdamW,
+    optimizer: MasterOptimizer,
     schedule: Schedule,
     streams: Streams,
     *,
@@ -127,6 +143,7 @@ def fit(
     listener: ProgressListener,
     stop: StopRequest,
     warn: Callable[[str], None],
+    curvature_loss: LossFunction[B] | None = None,
     clip_norm: float = 1.0,
     checkpoint_seconds: float = 300.0,
     checkpoint_steps: int | None = None,
@@ -136,11 +153,16 @@ def fit(
     Saves every `checkpoint_seconds` (and every `checkpoint_steps` if given), and when a stop is requested. Saving never
     changes the trajectory: an interrupted run ends with the same bits as an undisturbed one.
 
+    Args:
+        curvature_loss: the loss that a `Sophia` optimizer probes for curvature; no other has a use for it.
+
     Raises:
         Interrupted: stopped on request, after saving.
         CheckpointError: the checkpoint is damaged, or belongs to other data.
         QuilateError: updates were refused again and again because they were not finite.
     """
+    if isinstance(optimizer, Sophia) and curvature_loss is None:
+        raise ValueError("Sophia needs a curvature_loss: without estimates it would only follow signs")
     slower = why_missing() if _computes_in_bf16_on_the_cpu(model) else None
     if slower is not None:
         warn(f"training without quilate's fused operations, which is slower: {slower}")
@@ -153,6 +175,9 @@ def fit(
     while counts["step"] < len(batches):
         micro_batches = batches[counts["step"]]
         rate = schedule(counts["step"])
+        if curvature_loss is not None and isinstance(optimizer, Sophia) and optimizer.estimate_due():
+            finite = curvature_step(micro_batches, curvature_loss, optimizer)
+            _count_estimate(counts, micro_batches, finite, warn)
         result = optimizer_step(micro_batches, loss_function, optimizer, learning_rate=rate, clip_norm=clip_norm)
         faults.at("fit.step")
         counts["step"] += 1
@@ -167,6 +192,7 @@ def fit(
         log.step(
             counts["step"], len(batches), tokens=result.tokens, loss=result.loss,
             learning_rate=rate, gradient_norm=result.gradient_norm, supervised_tokens=result.supervised_tokens,
+            **(optimizer.measured() if result.applied else {}),
         )  # fmt: skip
         if refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
             raise QuilateError(
@@ -183,22 +209,37 @@ def fit(
                 f"stopped by {stop.signal} after step {counts['step']}, saved",
                 hint="run the same command again to continue",
             )
-    return FitResult(counts["step"], counts["tokens"], counts["supervised_tokens"], counts["refused_updates"])
+    steps = counts.pop("step")
+    return FitResult(steps, **counts)
+
+
+def _count_estimate(
+    counts: dict[str, int], micro_batches: Sequence[B], finite: bool, warn: Callable[[str], None]
+) -> None:
+    counts["curvature_tokens"] += sum(b.tokens for b in micro_batches)
+    if not finite:
+        counts["refused_estimates"] += 1
+        warn(f"step {counts['step'] + 1}: the estimate of curvature is not finite: refused")
 
 
 def _computes_in_bf16_on_the_cpu(model: nn.Module) -> bool:
     return any(p.dtype == torch.bfloat16 and p.device.type == "cpu" for p in model.parameters())
 
 
-def _snapshot(counts: dict[str, int], batches: Batches[B], optimizer: AdamW, streams: Streams) -> Checkpoint:
+def _snapshot(counts: dict[str, int], batches: Batches[B], optimizer: MasterOptimizer, streams: Streams) -> Checkpoint:
     state = {"counts": counts, "batches": batches.fingerprint, "total_steps": len(batches)}
     return Checkpoint(counts["step"], {"optimizer": optimizer.state(), "streams": streams.state()}, state)
 
 
-def _resume(checkpointer: Checkpointer, batches: Batches[B], optimizer: AdamW, streams: Streams) -> dict[str, int]:
+def _resume(
+    checkpointer: Checkpointer, batches: Batches[B], optimizer: MasterOptimizer, streams: Streams
+) -> dict[str, int]:
     checkpoint = checkpointer.latest()
     if checkpoint is None:
-        return {"step": 0, "tokens": 0, "supervised_tokens": 0, "refused_updates": 0}
+        return {
+            "step": 0, "tokens": 0, "supervised_tokens": 0, "refused_updates": 0,
+            "curvature_tokens": 0, "refused_estimates": 0,
+        }  # fmt: skip
     if checkpoint.state["batches"] != batches.fingerprint or checkpoint.state["total_steps"] != len(batches):
         raise CheckpointError(
             "the training data or its order changed since this run was interrupted",
@@ -208,7 +249,8 @@ def _resume(checkpointer: Checkpointer, batches: Batches[B], optimizer: AdamW, s
         optimizer.restore(checkpoint.tensors["optimizer"])
     except KeyError as error:
         raise CheckpointError(
-            f"the checkpoint belongs to another model: {error.args[0]}", hint=f"remove {checkpointer.folder}"
+            f"the checkpoint belongs to another model or optimizer: {error.args[0]}",
+            hint=f"remove {checkpointer.folder}",
         ) from error
     streams.restore(checkpoint.tensors["streams"])
     return dict(checkpoint.state["counts"])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from quilate.kernels.library import operation
 
@@ -56,6 +57,7 @@ class _PackedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, starts, out, normalizers = ctx.saved_tensors
         out_grad = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()

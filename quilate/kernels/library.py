@@ -12,6 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,14 +26,25 @@ from quilate.files import cache_folder, digest, make_folder, sha256_of_tree
 
 SOURCES = Path(__file__).parent / "csrc"
 OPTIMIZE = ["-std=c++20", "-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
+_plain = ContextVar("plain", default=False)
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # torch 2.11, the oldest that quilate supports
 
 
 def operation(name: str) -> Any | None:
     """`torch.ops.quilate.NAME`, or None where it is not to be had: see `why_missing`."""
-    if _load() is not None or not hasattr(torch.ops.quilate, name):
+    if _plain.get() or _load() is not None or not hasattr(torch.ops.quilate, name):
         return None
     return getattr(torch.ops.quilate, name)
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """Inside, torch's own operations stand in for the fused ones: these have a gradient, but no second one."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def why_missing() -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from quilate.kernels.library import operation
@@ -71,6 +72,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *loss_grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         scale = loss_grads[0]
         hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
@@ -98,6 +100,21 @@ def _losses(logits: Tensor, targets: Tensor, *, gradient: bool) -> tuple[Tensor,
     softmax = exact.sub_(log_normalizer).exp_()
     softmax.scatter_add_(-1, places, torch.full_like(places, -1, dtype=torch.float32))
     return losses, softmax.to(logits.dtype)
+
+
+@torch.no_grad()
+def sample_targets(hidden: Tensor, weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> Tensor:
+    """One target of each position, drawn from softmax(hidden @ weight.T + bias), in chunks of rows.
+
+    Args:
+        hidden: [S, D]; weight: [V, D]; bias: [V] or None; generator: on their device.
+
+    Returns:
+        [S], int64.
+    """
+    chunks = hidden.split(CHUNK_ROWS)
+    logits = (F.linear(rows, weight, bias).float() for rows in chunks)
+    return torch.cat([torch.multinomial(chunk.softmax(-1), 1, generator=generator)[:, 0] for chunk in logits])
 
 
 def linear_token_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -129,6 +146,7 @@ class _LinearTokenLogProbs(torch.autograd.Function):
         return log_probs
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *row_grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         hidden, weight, bias, targets = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad

@@ -1,4 +1,4 @@
-"""What every optimizer here shares: fp32 master weights, rounding, accumulated gradients, and a state to resume from."""
+"""What every optimizer here shares: fp32 master weights, rounding, accumulated gradients, a state to resume from."""
 
 from __future__ import annotations
 
@@ -112,6 +112,10 @@ class MasterOptimizer(ABC):
         parameter = self.parameters[name]
         if parameter.dtype != torch.float32:
             stochastic_round_(parameter.data.view(-1), self.master[name].view(-1), update.key)
+
+    def measured(self) -> dict[str, float]:
+        """What the method has to tell of its last update, for the run's metrics."""
+        return {}
 
     def _stream(self) -> torch.Generator:
         assert self.rounding is not None  # checked at construction

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quilate.config import Config
@@ -23,8 +23,9 @@ from quilate.evaluation.bits_per_byte import masked_loss, text_loss
 from quilate.files import digest
 from quilate.models.load import trainable_parameters
 from quilate.models.precision import Precision
-from quilate.optim.adamw import AdamW
+from quilate.optim.choice import OptimizerName, make_optimizer
 from quilate.optim.schedules import Decay, learning_rate
+from quilate.optim.sophia import Sophia
 from quilate.phases.corpus import corpus_documents
 from quilate.phases.stage import StageContext, StageReport
 from quilate.rng import Streams, numpy_stream
@@ -54,8 +55,14 @@ class TextTraining(Config):
     """How the rate falls afterwards."""
     floor: float = Field(default=0.1, ge=0, le=1)
     """Share of the peak rate at which the fall ends."""
-    weight_decay: float = Field(default=0.1, ge=0)
-    """AdamW's decoupled decay, on matrices only (Brown et al. 2020, appendix B)."""
+    optimizer: OptimizerName = "adamw"
+    """`sophia_g` and `sophia_h` divide by an estimate of curvature (Liu et al. 2023), whose cost is counted; `muon`
+    orthogonalizes the updates of hidden matrices (Jordan 2024)."""
+    sophia_gamma: float | None = Field(default=None, gt=0)
+    """How much curvature counts in Sophia, to be tuned until `unclipped` in the metrics is between 0.1 and 0.5; by
+    default the paper's 0.05 for `sophia_g`, 0.01 for `sophia_h`."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """Decoupled decay, on matrices only; by default 0.1 (Brown et al. 2020, appendix B), for Sophia 0.2 (its code)."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest gradient norm."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
@@ -66,6 +73,12 @@ class TextTraining(Config):
     """Save at least this often."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """Save also every so many steps."""
+
+    @model_validator(mode="after")
+    def _gamma_has_its_optimizer(self) -> TextTraining:
+        if self.sophia_gamma is not None and not self.optimizer.startswith("sophia"):
+            raise ValueError("`sophia_gamma` goes with `optimizer: sophia_g` or `sophia_h`")
+        return self
 
     @field_validator("corpora")
     @classmethod
@@ -110,11 +123,13 @@ class CorpusMixture:
 
 @dataclass(frozen=True)
 class TrainedOnText:
-    """`measured` values are bits per byte, or nats per masked token for a masked model."""
+    """`measured` values are bits per byte, or nats per masked token for a masked model; `estimate_cost` is what a token
+    costs in an estimate of curvature, in training tokens."""
 
     fitted: FitResult
     tokens_of: dict[str, int]
     epochs: dict[str, float]
+    estimate_cost: float
 
     def report(
         self, model: PreTrainedModel, *, measured: dict[str, float], before: dict[str, float] | None
@@ -122,11 +137,15 @@ class TrainedOnText:
         parameters = sum(p.numel() for p in model.parameters())
         return StageReport(
             train_tokens=self.fitted.tokens,
-            flops=6.0 * parameters * self.fitted.tokens,
+            flops=6.0 * parameters * (self.fitted.tokens + self.estimate_cost * self.fitted.curvature_tokens),
             trainable_parameters=trainable_parameters(model),
-            counts={"refused updates": self.fitted.refused_updates},
+            counts={
+                "refused updates": self.fitted.refused_updates,
+                "refused estimates of curvature": self.fitted.refused_estimates,
+            },
             facts={
                 "steps": self.fitted.steps,
+                "curvature_tokens": self.fitted.curvature_tokens,
                 "tokens_of": self.tokens_of,
                 "epochs": self.epochs,
                 "parameters": parameters,
@@ -168,18 +187,22 @@ def train_on_text(
         learning_rate, peak=rate, total_steps=len(batches), warmup_steps=round(config.warmup * len(batches)),
         decay=config.decay, floor=config.floor,
     )  # fmt: skip
-    # Betas of Brown et al. 2020, appendix B: a shorter memory of squared gradients than fine-tuning's default.
-    optimizer = AdamW(
-        model.named_parameters(), betas=(0.9, 0.95), weight_decay=config.weight_decay, rounding=streams["rounding"]
-    )
+    optimizer = make_optimizer(
+        config.optimizer, model, streams,
+        head=model.get_output_embeddings(), weight_decay=config.weight_decay, gamma=config.sophia_gamma,
+    )  # fmt: skip
+    loss = LanguageModellingLoss(model)
     fitted = fit(
-        model, batches, LanguageModellingLoss(model), optimizer, schedule, streams,
+        model, batches, loss, optimizer, schedule, streams,
+        curvature_loss=loss.to_probe(optimizer),
         folder=context.folder, listener=context.listener, stop=context.stop, warn=context.note,
         clip_norm=config.clip_norm, checkpoint_seconds=config.checkpoint_seconds,
         checkpoint_steps=config.checkpoint_steps,
     )  # fmt: skip
     optimizer.write_nearest()
-    return TrainedOnText(fitted, batches.tokens_of, {n: round(e, 3) for n, e in batches.epochs.items()})
+    estimate_cost = optimizer.estimate_cost if isinstance(optimizer, Sophia) else 0.0
+    epochs = {n: round(e, 3) for n, e in batches.epochs.items()}
+    return TrainedOnText(fitted, batches.tokens_of, epochs, estimate_cost)
 
 
 def document_tokens(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> list[list[int]]:

@@ -34,8 +34,8 @@ class PretrainConfig(TextTraining):
     """Size of the byte-level BPE vocabulary, trained on the corpora."""
     tokenizer: str | None = None
     """A model directory whose tokenizer to use instead of training one."""
-    lr: float = Field(default=1e-3, gt=0)
-    """Peak learning rate; small models bear large ones."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate; small models bear large ones. By default 1e-3, for Sophia 6e-4."""
 
     context: int = Field(default=512, ge=8)
     """Longest text the new model can read, in tokens."""
@@ -50,6 +50,7 @@ class PretrainConfig(TextTraining):
 def _run(context: StageContext[PretrainConfig]) -> StageReport:
     from quilate.models.create import create
     from quilate.models.precision import compute_device, compute_dtype
+    from quilate.optim.choice import DEFAULTS
 
     config = context.config
     mixture = CorpusMixture.of(context.inputs, config.corpora)
@@ -58,7 +59,8 @@ def _run(context: StageContext[PretrainConfig]) -> StageReport:
     shape = _shape(context, len(tokenizer), int(tokenizer.eos_token_id), int(tokenizer.pad_token_id or 0))
     masked = "MaskedLM" in str(shape.architectures) or (config.config is None and config.shape == "roberta")
     model = create(shape, masked=masked).to(compute_device(), compute_dtype(config.precision))
-    result = train_on_text(context, model, tokenizer, mixture, streams, rate=config.lr)
+    rate = config.lr or DEFAULTS[config.optimizer].learning_rate
+    result = train_on_text(context, model, tokenizer, mixture, streams, rate=rate)
     with atomic_folder(context.folder / "model") as place:
         save_model(model, tokenizer, place)
     write_model_note(context.folder, context.folder / "model")

@@ -208,6 +208,10 @@ _BOTH: dict[str, tuple[str, str]] = {
         "casos de prueba con menos ejemplos resueltos de los pedidos",
     ),
     "count.refused updates": ("updates refused (not finite)", "actualizaciones rechazadas (no finitas)"),
+    "count.refused estimates of curvature": (
+        "estimates of curvature refused (not finite)",
+        "estimaciones de curvatura rechazadas (no finitas)",
+    ),
     "count.visits over the token budget": (
         "visits to examples left out by the token budget",
         "visitas a ejemplos omitidas por el presupuesto de tokens",

@@ -25,7 +25,9 @@ from quilate.engine.runlog import Progress
 from quilate.errors import CheckpointError, Interrupted, MachineError, QuilateError
 from quilate.models.tuning.lora import LoraConfig, add_lora
 from quilate.optim.adamw import AdamW
+from quilate.optim.choice import DEFAULTS, make_optimizer
 from quilate.optim.schedules import learning_rate
+from quilate.optim.sophia import Sophia
 from quilate.rng import Streams
 
 LENGTHS = [12, 9, 7, 15, 5, 8, 11, 6, 10, 13]
@@ -65,7 +67,11 @@ class Run:
             model = add_lora(model, LoraConfig(rank=4, alpha=8, dropout=0.3), base=self.folder)
         batches = ExampleBatches(self.examples, batch_size=4, epochs=3, seed=5, micro_batch_tokens=25)
         schedule = partial(learning_rate, peak=1e-2, total_steps=len(batches), warmup_steps=2, decay="cosine")
-        optimizer = AdamW(model.named_parameters(), weight_decay=0.1, rounding=streams["rounding"])
+        name = self.method if self.method in DEFAULTS else "adamw"
+        optimizer = make_optimizer(name, model, streams, head=model.get_output_embeddings(), weight_decay=0.1)
+        if isinstance(optimizer, Sophia):
+            optimizer.every = 2
+        loss = LanguageModellingLoss(model)
         stop = StopRequest()
 
         def listen(progress: Progress) -> None:
@@ -74,7 +80,7 @@ class Run:
                 stop.signal = "SIGTERM"
 
         result = fit(
-            model, batches, wrap(LanguageModellingLoss(model)), optimizer, schedule, streams,
+            model, batches, wrap(loss), optimizer, schedule, streams, curvature_loss=loss.to_probe(optimizer),
             folder=self.folder, listener=listen, stop=stop, warn=self.warnings.append, **options,
         )  # fmt: skip
         state = {name: tensor.clone() for name, tensor in optimizer.state().items()}
@@ -92,6 +98,7 @@ def assert_same_bits(ours: Outcome, undisturbed: Outcome) -> None:
 
 KINDS = [("full", torch.float32), ("lora", torch.float32), ("lora", torch.bfloat16), ("full", torch.bfloat16)]
 KINDS += [("dropout", torch.float32)]
+KINDS += [("sophia_g", torch.bfloat16), ("sophia_h", torch.float32), ("muon", torch.bfloat16)]
 
 
 @pytest.mark.parametrize(("method", "dtype"), KINDS)
