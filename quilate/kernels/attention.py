@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from quilate.kernels.library import operation
+from quilate.kernels.library import operation, refuse_second_derivative
 
 MOST_HEAD_SIZE = 256
 
@@ -57,8 +56,8 @@ class _PackedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         query, key, value, starts, out, normalizers = ctx.saved_tensors
         out_grad = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
         input_grads = [torch.empty(t.shape, dtype=t.dtype) for t in (query, key, value)]

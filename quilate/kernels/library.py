@@ -47,6 +47,18 @@ def plain_operations() -> Iterator[None]:
         _plain.reset(token)
 
 
+def refuse_second_derivative() -> None:
+    """For the backward pass of an operation whose gradient is no torch operation: there is none of its own behind it.
+
+    torch's `once_differentiable` does not see it where the gradient that comes in is a constant, as it is for a loss.
+
+    Raises:
+        RuntimeError: a graph of the backward pass is wanted, in which this gradient would pass for a constant.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError("this operation has no second derivative: compute the loss by `twice_differentiable`")
+
+
 def why_missing() -> str | None:
     """Why this machine computes without the fused operations, for people; None if it has them all."""
     reason = _load()

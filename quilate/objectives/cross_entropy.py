@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from quilate.kernels.library import operation
+from quilate.kernels.library import operation, refuse_second_derivative
 
 # Rows of logits held at once. 512 x 49,152 in fp32 is 100 MB; larger chunks measured no faster on two cores (a guess
 # for other machines).
@@ -72,8 +71,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *loss_grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        refuse_second_derivative()
         scale = loss_grads[0]
         hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
@@ -146,8 +145,8 @@ class _LinearTokenLogProbs(torch.autograd.Function):
         return log_probs
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *row_grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        refuse_second_derivative()
         hidden, weight, bias, targets = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
         hidden_grad = torch.empty_like(hidden) if needs_hidden else None

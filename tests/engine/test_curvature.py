@@ -62,7 +62,7 @@ def test_the_usual_loss_refuses_a_second_derivative(dtype: torch.dtype) -> None:
     parameters = list(model.parameters())
     loss, batch = LanguageModellingLoss(model), pack(random_examples(LENGTHS))
     directions = [torch.ones_like(p) for p in parameters]
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="no second derivative"):
         directional_derivative(loss(batch), parameters, directions).backward()
     directional_derivative(loss.twice_differentiable(batch), parameters, directions).backward()
     assert all(torch.isfinite(gradient).all() for gradient in gradients_of(model).values())
@@ -72,14 +72,15 @@ def test_sampled_targets_are_the_models_own() -> None:
     """The loss is that of transformers' logits at targets drawn from them; the given targets play no part."""
     model, batch = tiny_llama(), pack(random_examples([14]))
     loss = LanguageModellingLoss(model)
-    stream = torch.Generator().manual_seed(4)
-    key = draw_key(copy.deepcopy(stream).set_state(stream.get_state()))
-    ours = loss.of_sampled_targets(batch, stream)
+    ours = loss.of_sampled_targets(batch, torch.Generator().manual_seed(4))
+    key = draw_key(torch.Generator().manual_seed(4))
     logits = model(input_ids=batch.input_ids).logits[0, batch.source_positions]
     predictions = loss._predictions(batch)
     torch.testing.assert_close(predictions[0] @ predictions[1].T, logits, rtol=1e-4, atol=1e-4)
     drawn = sample_targets(*predictions, torch.Generator().manual_seed(key))
-    torch.testing.assert_close(ours, torch.nn.functional.cross_entropy(logits, drawn, reduction="sum"))
+    torch.testing.assert_close(
+        ours, torch.nn.functional.cross_entropy(logits, drawn, reduction="sum"), rtol=1e-4, atol=1e-4
+    )
     changed = copy.deepcopy(batch)
     changed.targets.zero_()
     again = loss.of_sampled_targets(changed, torch.Generator().manual_seed(4))
