@@ -64,7 +64,7 @@ class Muon(MasterOptimizer):
             return
         self._muon[name].param_groups[0]["lr"] = update.learning_rate
         master.grad = gradient.float() * update.gradient_scale
-        self._muon[name].step()
+        self._muon[name].step()  # type: ignore[no-untyped-call]
         master.grad = None
         self.round_copy(name, update)
 

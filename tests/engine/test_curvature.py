@@ -74,7 +74,7 @@ def test_sampled_targets_are_the_models_own() -> None:
     loss = LanguageModellingLoss(model)
     ours = loss.of_sampled_targets(batch, torch.Generator().manual_seed(4))
     key = draw_key(torch.Generator().manual_seed(4))
-    logits = model(input_ids=batch.input_ids).logits[0, batch.source_positions]
+    logits = tiny_llama()(input_ids=batch.input_ids).logits[0, batch.source_positions]
     predictions = loss._predictions(batch)
     torch.testing.assert_close(predictions[0] @ predictions[1].T, logits, rtol=1e-4, atol=1e-4)
     drawn = sample_targets(*predictions, torch.Generator().manual_seed(key))
