@@ -111,7 +111,7 @@ def sample_targets(hidden: Tensor, weight: Tensor, bias: Tensor | None, generato
     Returns:
         [S], int64.
     """
-    chunks = hidden.split(CHUNK_ROWS)
+    chunks = hidden.split(CHUNK_ROWS)  # type: ignore[no-untyped-call]
     logits = (F.linear(rows, weight, bias).float() for rows in chunks)
     return torch.cat([torch.multinomial(chunk.softmax(-1), 1, generator=generator)[:, 0] for chunk in logits])
 
