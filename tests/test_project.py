@@ -58,4 +58,5 @@ def test_help_loads_nothing_heavy() -> None:
 def test_every_stage_kind_occurs_in_the_tiny_recipe(llama_directory: Path) -> None:
     recipe = load(Recipe, ROOT / "recipes" / "tiny.yaml", [f"base={llama_directory}"])
     graph = build_graph(recipe, ROOT / "recipes")
-    assert {node.kind for node in graph.nodes.values()} == set(KINDS)
+    elsewhere = {"api"}  # needs a server: tests/phases/test_api.py runs a recipe against one
+    assert {node.kind for node in graph.nodes.values()} == set(KINDS) - elsewhere

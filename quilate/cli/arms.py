@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from quilate.errors import DataError, UsageError
+from quilate.inference.api_scorer import ApiScorer
 from quilate.inference.scorer import Scorer, load_scorer
 from quilate.recipe.evidence_stage import read_evidence, run_plan
 from quilate.recipe.manifest import read_manifest
@@ -48,10 +50,15 @@ def choose_arm(run: Path, name: str | None) -> ChosenArm:
         solved = run / stages[stage.removesuffix("-evaluate")]["folder"]
         evaluated, trained = read_manifest(run / entry["folder"]), read_manifest(solved)
         if evaluated is not None and trained is not None:
-            return ChosenArm(
-                name, trained["seed"], load_scorer(solved / "scorer"), evaluated["facts"]["temperature"], why
-            )
+            scorer = load_scorer(solved / "scorer")
+            _warn_of_sending(scorer)
+            return ChosenArm(name, trained["seed"], scorer, evaluated["facts"]["temperature"], why)
     raise DataError(f"arm '{name}' of {run} has no finished run", hint="run its recipe to the end")
+
+
+def _warn_of_sending(scorer: Scorer) -> None:
+    if isinstance(scorer, ApiScorer) and scorer.remote_host is not None:
+        print(f"warning: the texts leave this machine: they are sent to {scorer.remote_host}", file=sys.stderr)
 
 
 def _recommended(run: Path) -> tuple[str, str]:

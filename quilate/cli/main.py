@@ -18,6 +18,7 @@ VERBS = {
     "report": "Show a finished run's evidence; write it again in another language, with texts, or as Markdown.",
     "predict": "Label new rows with an arm of a finished run.",
     "evaluate": "Score arms of a finished run on another labelled file.",
+    "export": "Write an arm's test items as a task for lm-evaluation-harness.",
     "pretrain": "Train a new model, tokenizer included, on raw text, without a recipe.",
     "adapt": "Train a model further on raw text of your domain, without a recipe.",
     "finetune": "Fine-tune a model on a labelled file, without a recipe.",

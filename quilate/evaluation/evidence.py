@@ -46,9 +46,7 @@ def assemble(
         *_warn_about_setting(task, machine),
     ]
     base_name = str(base.get("name", ""))
-    scope = (
-        Notice(code="holds_for", values={"base": base_name}) if base.get("parameters") else Notice(code="holds_here")
-    )
+    scope = Notice(code="holds_for", values={"base": base_name}) if base.get("source") else Notice(code="holds_here")
     reasons = [*judgement.recommendation.reasons, scope]
     recommendation = judgement.recommendation.model_copy(
         update={"base": base_name, "reasons": reasons, "why": " ".join(say(reason, "en") for reason in reasons)}

@@ -1,7 +1,7 @@
 """The sentences that follow from the numbers, in English and Spanish.
 
 A `Notice` carries a code and raw numbers; here it becomes a sentence. Templates format by meaning: `{x:percent}`,
-`{x:points}`, `{x:items}`, `{x:seeds}`, `{x:groups}`, `{x:count}`, `{x:duration}`, `{x:names}`.
+`{x:points}`, `{x:money}`, `{x:items}`, `{x:seeds}`, `{x:groups}`, `{x:count}`, `{x:duration}`, `{x:names}`.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ class _Formatter(string.Formatter):
             return number(value, 0, self.lang)
         if format_spec == "decimal":
             return number(value, 1, self.lang)
+        if format_spec == "money":
+            return number(value, 2 if value >= 1 else 4, self.lang)
         if format_spec == "bare":
             return number(100 * value, 1, self.lang)
         if format_spec == "factor":
@@ -187,6 +189,9 @@ ENGLISH = {
     "made_once": "{names:names}: made once for all seeds, so how much another seed would change it is in no interval.",
     "prompts_tried": "{arm}: {runs:count} prompts were tried on {items:items} of the development set, and scored "
     "{low:percent} to {high:percent} there. Each seed's best was used; the time of all counts.",
+    "sent_away": "{arm}: the texts of {items:items} and of the examples in their prompts were sent to {host}.",
+    "paid": "{arm} was paid for: {money:money} for dev and test items, {per_1000:money} for 1,000 predictions (in the "
+    "currency of the prices stated).",
     "leak_not_run": "The leak check did not run: nobody knows whether the training text contains the test items.",
     "busy_machine": "The machine was busy while times were taken (load {load:decimal} on {cores} cores); they may be "
     "too long.",
@@ -253,6 +258,9 @@ SPANISH = {
     "cambiaría otra.",
     "prompts_tried": "{arm}: se probaron {runs:count} formas de preguntar con {items:items} de desarrollo, donde "
     "obtuvieron de {low:percent} a {high:percent}. Se usó la mejor de cada semilla; cuenta el tiempo de todas.",
+    "sent_away": "{arm}: los textos de {items:items} y de los ejemplos de sus instrucciones se enviaron a {host}.",
+    "paid": "{arm} se pagó: {money:money} por los casos de desarrollo y de prueba, {per_1000:money} por cada 1000 "
+    "predicciones (en la moneda de los precios indicados).",
     "leak_not_run": "No se comprobó si hay fuga: no se sabe si el texto de entrenamiento contiene los casos de prueba.",
     "busy_machine": "La máquina estaba ocupada al medir los tiempos (carga {load:decimal} con {cores} núcleos); "
     "pueden ser excesivos.",

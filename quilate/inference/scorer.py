@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from quilate.errors import DataError
 from quilate.files import make_folder, read_json, write_json
+from quilate.inference.api_scorer import ApiScorer
 from quilate.inference.calibration import CONTENT_FREE, Calibration, contextual, domain_pmi
 from quilate.inference.demonstrations import TFIDF, Pool
 from quilate.inference.prompts import Demonstration, Format, Layout, closing_words, layout_of
@@ -134,9 +135,9 @@ class PromptScorer:
         self.model_path, self.labels, self.verbalizers = model, labels, verbalizers
         self.template = PromptTemplate(template, instruction=instruction, verbalizers=verbalizers)
         self.demonstrations = [(text, verbalizer) for text, verbalizer in demonstrations]
-        self.pool, self._style = pool, style
-        self._calibration, self._domain_prompt = calibration, domain_prompt
-        self._normalization, self._precision = normalization, precision
+        self.pool, self.style = pool, style
+        self.calibration, self._domain_prompt = calibration, domain_prompt
+        self.normalization, self._precision = normalization, precision
         self._loaded: LoadedModel | None = None
 
     def with_prompt(
@@ -160,11 +161,11 @@ class PromptScorer:
 
     def _layout(self) -> Layout:
         tokenizer = None
-        if self._style == "chat":
+        if self.style == "chat":
             from quilate.models.load import load_tokenizer
 
             tokenizer = load_tokenizer(self.model_path) if self._loaded is None else self._loaded.tokenizer
-        return layout_of(self.template, self._style, tokenizer, model=self.model_path.name)
+        return layout_of(self.template, self.style, tokenizer, model=self.model_path.name)
 
     def prompts(self, texts: Sequence[str]) -> list[str]:
         """The whole prompt of each text, as the model sees it."""
@@ -187,16 +188,16 @@ class PromptScorer:
 
     def score(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> LabelScores:
         shown, fewer = self._shown(texts)
-        ask = self.loaded().asker(self._layout(), self.verbalizers, self._normalization)
+        ask = self.loaded().asker(self._layout(), self.verbalizers, self.normalization)
         found = ask(shown, texts, on_progress)
         scores, tokens = found.scores, found.tokens
-        if self._calibration == "contextual" and texts:
+        if self.calibration == "contextual" and texts:
             distinct = shown[:1] if self.pool is None else shown
             asked = [demonstrations for demonstrations in distinct for _ in CONTENT_FREE]
             free = ask(asked, list(CONTENT_FREE) * len(distinct))
             scores = contextual(scores, free.scores.reshape(len(distinct), len(CONTENT_FREE), -1))
             tokens += free.tokens
-        if self._calibration == "domain_pmi":
+        if self.calibration == "domain_pmi":
             alone = ask.premise(self._domain_prompt or closing_words(self.template))
             scores = domain_pmi(scores, alone.scores[0])
             tokens += alone.tokens
@@ -213,9 +214,9 @@ class PromptScorer:
             "template": self.template.source,
             "instruction": self.template.instruction,
             "demonstrations": [list(d) for d in self.demonstrations],
-            "style": self._style,
-            "normalization": self._normalization,
-            "calibration": self._calibration,
+            "style": self.style,
+            "normalization": self.normalization,
+            "calibration": self.calibration,
             "domain_prompt": self._domain_prompt,
             "precision": self._precision,
         }
@@ -316,6 +317,7 @@ _LOADERS: dict[str, Callable[[Path, dict[str, Any]], Scorer]] = {
     "tfidf": TfidfScorer.load,
     "prompt": PromptScorer.load,
     "head": HeadScorer.load,
+    "api": ApiScorer.load,
 }
 
 

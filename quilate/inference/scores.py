@@ -19,9 +19,11 @@ class LabelScores:
         truncated: items that were cut to fit the model.
         tokens: tokens computed; 0 for what is no language model.
         counts: what else befell the items: name -> how many.
+        cost: money paid for them, in the currency of the prices.
     """
 
     scores: np.ndarray
     truncated: int
     tokens: int
     counts: dict[str, int] = field(default_factory=dict)
+    cost: float = 0.0

@@ -50,7 +50,7 @@ def _run(context: StageContext[EvaluateConfig]) -> StageReport:
     def listen(offset: int, done: int) -> None:
         context.stop.raise_if_set()
         finished = offset + done
-        left = (time.perf_counter() - begun) / finished * (total - finished)
+        left = (time.perf_counter() - begun) / max(1, finished) * (total - finished)
         context.listener(Progress(finished, total, "items", seconds_left=left))
 
     dev = scorer.score([item.text for item in task.dev], lambda done, _: listen(0, done))
@@ -68,6 +68,8 @@ def _run(context: StageContext[EvaluateConfig]) -> StageReport:
         "temperature": temperature,
         "seconds_per_1000": 1000 * seconds / max(1, len(task.test)),
         "tokens": test.tokens,
+        "money": dev.cost + test.cost,
+        "money_per_1000": 1000 * test.cost / max(1, len(task.test)),
         "dev_items": len(task.dev),
         "test_items": len(task.test),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,16 @@ from quilate.inference.prompts import Demonstration, Format, layout_of
 from quilate.inference.scorer import PromptScorer
 from quilate.inference.scores import Normalization
 from quilate.models.precision import Precision
-from quilate.phases.prompting import PromptingConfig, Shown, Trial, choose_on_dev, show, template_of, trials_of
+from quilate.phases.prompting import (
+    PromptingConfig,
+    Shown,
+    Trial,
+    choose_on_dev,
+    report_of,
+    show,
+    template_of,
+    trials_of,
+)
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of
 from quilate.tasks.classification import Task
 from quilate.tasks.templates import PromptTemplate
@@ -89,20 +97,7 @@ def _run(context: StageContext[IclConfig]) -> StageReport:
         plain.loaded()  # once for all trials
     chosen, tried = choose_on_dev(context, task, trials, scorer_of)
     scorer_of(chosen).save(context.folder / "scorer")
-    return report_of(task, chosen, shown[chosen], [asdict(entry) for entry in tried])
-
-
-def report_of(task: Task, chosen: Trial, shown: Shown, tried: list[dict[str, object]]) -> StageReport:
-    """What a prompted arm says of itself."""
-    return StageReport(
-        counts={"demonstrations that did not fit": shown.left_out},
-        facts={
-            "train_rows": len(task.train) if shown.pool is not None else len(shown.rows),
-            "demonstrations": shown.rows,
-            "chosen": asdict(chosen),
-            "trials": tried,
-        },
-    )
+    return report_of(task, chosen, shown[chosen], tried)
 
 
 def _fitting(

@@ -21,7 +21,7 @@ from quilate.inference.demonstrations import Order, Pool, Selection, Similarity
 from quilate.inference.prompts import Demonstration
 from quilate.inference.scorer import Scorer
 from quilate.phases.evaluate import gold_indices
-from quilate.phases.stage import StageContext
+from quilate.phases.stage import StageContext, StageReport
 from quilate.rng import derive_seed, numpy_stream
 from quilate.tasks.classification import Task
 from quilate.tasks.labels import Item
@@ -192,11 +192,12 @@ def _ranked(config: PromptingConfig, task: Task, trial: Trial, seed: int, embed:
 
 @dataclass(frozen=True)
 class Tried:
-    """What a trial scored on dev; `tokens` is what that took."""
+    """What a trial scored on dev; `tokens` and, of an endpoint, money (`cost`) are what that took."""
 
     trial: Trial
     score: float
     tokens: int
+    cost: float
 
 
 def choose_on_dev(
@@ -226,13 +227,28 @@ def choose_on_dev(
         if not note.exists():
             found = scorer_of(trial).score([i.text for i in task.dev], _listener(context, number, len(trials)))
             save_file({"dev": found.scores}, scores)
-            write_json(note, asdict(trial) | {"tokens": found.tokens})
+            write_json(note, asdict(trial) | {"tokens": found.tokens, "cost": found.cost})
         probabilities = metrics.with_temperature(load_file(scores)["dev"], 1.0)
         score = getattr(metrics, task.config.metric)(gold, probabilities)
-        tried.append(Tried(trial, float(score), read_json(note)["tokens"]))
+        taken = read_json(note)
+        tried.append(Tried(trial, float(score), taken["tokens"], taken["cost"]))
     best = max(tried, key=lambda entry: (entry.score, -entry.tokens))
     context.note(f"{len(trials)} ways tried on {len(task.dev)} dev items: {best.score:.3f} with {_words(best.trial)}")
     return best.trial, tried
+
+
+def report_of(task: Task, chosen: Trial, shown: Shown, tried: list[Tried], **facts: Any) -> StageReport:
+    """What a prompted arm says of itself."""
+    return StageReport(
+        counts={"demonstrations that did not fit": shown.left_out},
+        facts={
+            "train_rows": len(task.train) if shown.pool is not None else len(shown.rows),
+            "demonstrations": shown.rows,
+            "chosen": asdict(chosen),
+            "trials": [asdict(entry) for entry in tried],
+        }
+        | facts,
+    )
 
 
 def trial_scores(folder: Path, number: int) -> Path:

@@ -86,6 +86,7 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
             *(Notice(**warning) for warning in task.report["warnings"]),
             *_corpus_warnings(manifests),
             *once,
+            *(notice for arm in config.arms for notice in _endpoint_notices(arm, manifests, task)),
             *(spread_notice(o.name, o.shots_curve) for o in outcomes if o.shots_curve),
         ],
     )
@@ -200,6 +201,9 @@ def _describe_base(manifests: dict[str, Manifest]) -> dict[str, Any]:
     if manifest is None and own is not None:
         source, parameters = "pretrained in this recipe", own["facts"]["parameters"]
         return {"name": own["stage"], "source": source, "parameters": parameters, "sha256": own["id"]}
+    asked = next((m["facts"]["endpoint"] for m in manifests.values() if m["kind"] == "api"), None)
+    if manifest is None and asked is not None:
+        return {"name": asked["model"], "source": asked["host"], "parameters": 0, "sha256": ""}
     if manifest is None:
         return {"name": "no language model", "source": "", "parameters": 0, "sha256": ""}
     facts = manifest["facts"]
@@ -245,6 +249,22 @@ def _describe_machine(manifests: dict[str, Manifest]) -> dict[str, Any]:
         "load_average": busiest["measured"]["load_average"],
         "dtype": ", ".join(sorted(dtypes)) or "float64",
     }
+
+
+def _endpoint_notices(arm: JudgedArm, manifests: dict[str, Manifest], task: Task) -> list[Notice]:
+    """Where an arm's texts went, and what that cost, each seed's choice on dev included."""
+    evaluated = [manifests[name] for name in arm.evaluations]
+    solved = [manifests[m["inputs"]["arm"]["stage"]] for m in evaluated]
+    endpoint = solved[0]["facts"].get("endpoint")
+    if endpoint is None:
+        return []
+    values: dict[str, Any] = {"arm": arm.name, "host": endpoint["host"], "items": len(task.dev) + len(task.test)}
+    notices = [Notice(code="sent_away", values=values)] if endpoint["remote"] else []
+    money = sum(m["facts"]["money"] for m in [*solved, *evaluated])
+    if money > 0:
+        per_1000 = _mean([m["facts"]["money_per_1000"] for m in evaluated])
+        notices.append(Notice(code="paid", values={"arm": arm.name, "money": money, "per_1000": per_1000}))
+    return notices
 
 
 def _corpus_warnings(manifests: dict[str, Manifest]) -> list[Notice]:

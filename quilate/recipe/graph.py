@@ -14,6 +14,7 @@ from quilate.phases.adapt import AdaptConfig
 from quilate.phases.align.dpo import DpoConfig
 from quilate.phases.align.preferences import content_of_preferences
 from quilate.phases.align.reward import RewardConfig
+from quilate.phases.api import ApiConfig
 from quilate.phases.baselines import BaselineConfig
 from quilate.phases.conversations import content_of_conversations
 from quilate.phases.corpus import content_of_corpus
@@ -105,6 +106,8 @@ def phase_and_method(recipe: Recipe, arm: ArmConfig) -> tuple[str, str]:
     match arm:
         case BaselineConfig():
             return "baseline", arm.method
+        case ApiConfig():
+            return "in-context", f"{arm.model}, {arm.method()}"
         case FinetuneConfig():
             phase, method = "fine-tuning", arm.method
         case IclConfig():
@@ -138,7 +141,7 @@ def _draws(arm: ArmConfig) -> bool:
             return False
         case FinetuneConfig():  # a head has one solution
             return arm.method != "head"
-        case IclConfig():
+        case IclConfig() | ApiConfig():
             return arm.draws()
 
 

@@ -20,6 +20,7 @@ KINDS = {
     "dpo": "quilate.phases.align.dpo:DPO",
     "baseline": "quilate.phases.baselines:BASELINE",
     "icl": "quilate.phases.icl:ICL",
+    "api": "quilate.phases.api:API",
     "finetune": "quilate.phases.finetune:FINETUNE",
     "evaluate": "quilate.phases.evaluate:EVALUATE",
     "report": "quilate.recipe.evidence_stage:REPORT",

@@ -21,7 +21,7 @@ from quilate.recipe.schema import Recipe
 from quilate.recipe.spec import StageSpec
 
 MAKE_MODELS = ("base", "pretrain")
-USE_NO_MODEL = ("task", "base", "corpus", "baseline", "report")
+USE_NO_MODEL = ("task", "base", "corpus", "baseline", "api", "report")
 
 
 class RunListener(Protocol):

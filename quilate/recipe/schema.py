@@ -12,6 +12,7 @@ from quilate.phases.adapt import AdaptConfig
 from quilate.phases.align.dpo import DpoConfig
 from quilate.phases.align.preferences import PreferencesConfig
 from quilate.phases.align.reward import RewardConfig
+from quilate.phases.api import ApiConfig
 from quilate.phases.baselines import BaselineConfig
 from quilate.phases.conversations import ConversationsConfig
 from quilate.phases.corpus import CorpusConfig
@@ -23,7 +24,7 @@ from quilate.phases.pretrain import PretrainConfig
 from quilate.phases.sft import SftConfig
 from quilate.tasks.classification import TaskConfig
 
-ArmConfig = Annotated[BaselineConfig | IclConfig | FinetuneConfig, Field(discriminator="kind")]
+ArmConfig = Annotated[BaselineConfig | IclConfig | ApiConfig | FinetuneConfig, Field(discriminator="kind")]
 
 StageConfig = Annotated[
     PretrainConfig | AdaptConfig | SftConfig | RewardConfig | DpoConfig, Field(discriminator="kind")
@@ -37,7 +38,7 @@ RESERVED = (BASE, "task", "report")
 
 def stands_on(node: StageConfig | ArmConfig) -> str | None:
     """The name of the model a stage or arm starts from; None if it starts from nothing."""
-    return None if isinstance(node, (PretrainConfig, BaselineConfig)) else node.on
+    return None if isinstance(node, (PretrainConfig, BaselineConfig, ApiConfig)) else node.on
 
 
 class Budget(Config):

@@ -207,6 +207,18 @@ _BOTH: dict[str, tuple[str, str]] = {
         "test prompts with fewer solved examples than asked for",
         "casos de prueba con menos ejemplos resueltos de los pedidos",
     ),
+    "count.test answers without log-probabilities": (
+        "test answers read from the text, for want of log-probabilities",
+        "respuestas de prueba leídas del texto, por falta de probabilidades",
+    ),
+    "count.test answers that name no label": (
+        "test answers that name no label (all labels then score the same)",
+        "respuestas de prueba que no nombran ninguna etiqueta (todas puntúan entonces igual)",
+    ),
+    "count.test answers from the cache": (
+        "test answers that were there from an earlier run",
+        "respuestas de prueba que ya estaban de una ejecución anterior",
+    ),
     "count.refused updates": ("updates refused (not finite)", "actualizaciones rechazadas (no finitas)"),
     "count.refused estimates of curvature": (
         "estimates of curvature refused (not finite)",

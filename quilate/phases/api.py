@@ -1,0 +1,148 @@
+"""Any model behind an OpenAI-compatible endpoint as an arm: asked with the same prompts as a local one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from quilate.errors import ConfigError
+from quilate.files import make_folder
+from quilate.inference.api_client import Endpoint, Prices, check_address, is_loopback
+from quilate.inference.api_scorer import Answers, ApiScorer, Asking
+from quilate.inference.scores import Normalization
+from quilate.phases.prompting import (
+    PromptingConfig,
+    Shown,
+    Trial,
+    choose_on_dev,
+    report_of,
+    show,
+    template_of,
+    trials_of,
+)
+from quilate.phases.stage import StageContext, StageKind, StageReport
+from quilate.tasks.classification import Task
+
+
+class ApiConfig(PromptingConfig):
+    kind: Literal["api"]
+    """A model behind an OpenAI-compatible endpoint, prompted; the texts are sent to it."""
+    url: str
+    """Base URL, such as `http://localhost:8000/v1`."""
+    model: str = Field(min_length=1)
+    """The model's name there."""
+    key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds the key. The key itself is never written anywhere."""
+    allow_remote: bool = False
+    """Send texts, test items among them, to a host that is not this machine. Without it such an address is refused."""
+    endpoint: Literal["chat", "completions"] = "chat"
+    """`chat` sends the turns of a conversation, `completions` one plain text."""
+    answers: Answers | None = None
+    """From what a label's score is read: the `likelihood` of every label (completions that can echo the prompt, one
+    request a label), the `first_token`'s log-probabilities, or the `text`. What the server does not give is replaced
+    by the text, and counted. By default `likelihood` for completions and `first_token` for chat."""
+    normalization: Normalization = "mean"
+    """Of a likelihood: `mean` over the label's tokens, their `sum`, or the `first` alone."""
+    max_answer_tokens: int = Field(default=16, ge=1)
+    """The most tokens that an answer may have."""
+    concurrency: int = Field(default=4, ge=1, le=64)
+    """Requests under way at a time."""
+    timeout: float = Field(default=60.0, gt=0)
+    """Seconds to wait for an answer."""
+    retries: int = Field(default=6, ge=0)
+    """Further tries after a refusal for the moment (429, 5xx), a broken answer or none, each after a longer wait."""
+    price_in: float | None = Field(default=None, ge=0)
+    """Price of a million tokens read. To be stated for a remote host, be it 0."""
+    price_out: float | None = Field(default=None, ge=0)
+    """Price of a million tokens written."""
+    max_cost: float | None = Field(default=None, gt=0)
+    """The most that each seed of this arm may cost, evaluation and later predictions included. No request is sent that
+    might exceed it: the run stops before, and continues when the cap is raised."""
+
+    @model_validator(mode="after")
+    def _consistent_endpoint(self) -> ApiConfig:
+        try:
+            check_address(self.url)
+        except ConfigError as error:
+            raise ValueError(f"url: {error.message}") from error
+        if self.answers == "likelihood" and self.endpoint == "chat":
+            raise ValueError("answers: `likelihood` needs `endpoint: completions`, which can echo a prompt")
+        if "fit" in self.numbers():
+            raise ValueError("shots: give a number; what fits into the endpoint's context is not known here")
+        if self.similarity == "embedding":
+            raise ValueError("similarity: `embedding` needs a local model's hidden states")
+        if (self.price_in or self.price_out) and self.max_cost is None:
+            raise ValueError("max_cost: what costs money needs a cap")
+        return self if is_loopback(self.url) else self._checked_remote()
+
+    def _checked_remote(self) -> ApiConfig:
+        host = urlsplit(self.url).netloc
+        if not self.allow_remote:
+            raise ValueError(
+                f"{host} is not this machine: the texts of training examples, dev and test items would leave it. Say "
+                "`allow_remote: true` if they may"
+            )
+        if self.price_in is None or self.price_out is None:
+            raise ValueError(f"price_in, price_out: state what {host} charges for a million tokens, be it 0")
+        if self.key_env is not None and not self.url.startswith("https:"):
+            raise ValueError(f"url: a key must not go to {host} unencrypted; use https")
+        return self
+
+    def asking(self) -> Asking:
+        default: Answers = "likelihood" if self.endpoint == "completions" else "first_token"
+        return Asking(self.model, self.endpoint, self.answers or default, self.normalization, self.max_answer_tokens)
+
+
+def _run(context: StageContext[ApiConfig]) -> StageReport:
+    config = context.config
+    task = Task.load(context.inputs["task"] / "task")
+    trials = trials_of(config)
+    first = template_of(config, task, trials[0])
+    plain = ApiScorer(
+        list(task.labels),
+        list(task.verbalizers),
+        template=first.source,
+        instruction=first.instruction,
+        asking=config.asking(),
+        endpoint=Endpoint(config.url, config.key_env, config.concurrency, config.timeout, config.retries),
+        prices=Prices(config.price_in or 0.0, config.price_out or 0.0, config.max_cost),
+        cache=ledger_of(context.folder),
+    )
+    plain.endpoint.key()  # a missing key stops the run here, not after the other arms
+    if plain.remote_host is not None:
+        context.note(
+            f"warning: texts leave this machine: {len(task.dev)} dev and {len(task.test)} test items, and the training "
+            f"examples in their prompts, are sent to {plain.remote_host}"
+        )
+    shown = {trial: _shown(config, task, trial, context.seed) for trial in trials}
+
+    def scorer_of(trial: Trial) -> ApiScorer:
+        source = template_of(config, task, trial).source
+        return plain.with_prompt(template=source, demonstrations=shown[trial].demonstrations, pool=shown[trial].pool)
+
+    if len(trials) > 1:
+        plain.client()  # one ledger for all trials
+    chosen, tried = choose_on_dev(context, task, trials, scorer_of)
+    scorer_of(chosen).save(context.folder / "scorer")
+    money = sum(entry.cost for entry in tried)
+    endpoint = {"model": config.model, "host": urlsplit(config.url).netloc, "remote": plain.remote_host is not None}
+    return report_of(task, chosen, shown[chosen], tried, endpoint=endpoint, money=money)
+
+
+def ledger_of(folder: Path) -> Path:
+    """Where a stage's answers are kept: beside the stages, under its name alone. Its folder's name holds its identity,
+    which a raised cap changes; what was paid for must be found all the same."""
+    return make_folder(folder.parent.parent / "responses") / (folder.name.rpartition("-")[0] or folder.name)
+
+
+def _shown(config: ApiConfig, task: Task, trial: Trial, seed: int) -> Shown:
+    def unused(texts: object) -> object:
+        raise AssertionError("the config refuses `similarity: embedding`")
+
+    return show(config, task, trial, seed=seed, embed=unused, fitting=len)
+
+
+API = StageKind("api", 1, ApiConfig, _run)
