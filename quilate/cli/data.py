@@ -10,9 +10,9 @@ from quilate.cli.sft import Layout
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
 
     from quilate.data.packing import Example
-    from quilate.tokenization.chat import ChatTemplate
 
 
 def data(
@@ -97,15 +97,15 @@ def data(
         console.print(f"{name}: {'; '.join(lines) or 'nothing dropped or cut'}", markup=False)
     if with_text:
         for example in examples.examples[:show]:
-            _print_example(console, example, chosen)
+            print_example(console, example, chosen.tokenizer)
 
 
 def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _print_example(console: Console, example: Example, template: ChatTemplate) -> None:
-    """The text of a conversation's tokens, the learned ones marked."""
+def print_example(console: Console, example: Example, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The text of an example's tokens, the learned ones marked."""
     from itertools import groupby
 
     from rich.text import Text
@@ -116,7 +116,7 @@ def _print_example(console: Console, example: Example, template: ChatTemplate) -
     text = Text()
     pairs = zip(example.tokens.tolist(), example.supervised.tolist(), strict=True)
     for learned, run in groupby(pairs, key=lambda pair: pair[1]):
-        piece = printable(template.tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False))
+        piece = printable(tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False))
         text.append(piece if coloured or not learned else f"⟦{piece}⟧", style="green" if learned else "dim")
     console.print(text, soft_wrap=True)
 

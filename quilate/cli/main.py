@@ -26,6 +26,7 @@ VERBS = {
     "align": "Train a model on human judgements of answers, without a recipe.",
     "icl": "Prompt a model with solved examples, without a recipe; or show the prompt.",
     "data": "Preview conversations: what is dropped, and which text a model would learn.",
+    "verify": "Certify a fine-tuned stage on your own model and data: what it trained on, and that it trained rightly.",
     "chat": "Talk to a model, with or without an adapter.",
 }
 

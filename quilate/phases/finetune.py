@@ -142,7 +142,7 @@ def _run_writer(context: StageContext[FinetuneConfig], task: Task, base: Path) -
     )
     if hasattr(model, "peft_config"):
         model, base = merged(model, tokenizer, context.folder / "base")
-    model = _made_trainable(model, config, base)
+    model = made_trainable(model, config, base)
     batches = plan_batches(config, examples, context.seed)
     rate = config.lr or DEFAULT_RATE[config.method]
     result = train_on_examples(context, model, batches, streams, rate=rate)
@@ -167,7 +167,7 @@ def _run_writer(context: StageContext[FinetuneConfig], task: Task, base: Path) -
     )
 
 
-def _made_trainable(model: PreTrainedModel, config: FinetuneConfig, base: Path) -> PreTrainedModel:
+def made_trainable(model: PreTrainedModel, config: FinetuneConfig, base: Path) -> PreTrainedModel:
     """The model with those parameters to train that the method trains, and the others frozen."""
     match config.method:
         case "lora":

@@ -125,11 +125,11 @@ def _run(context: StageContext[SftConfig]) -> StageReport:
     model = load_causal(base, dtype=dtype)
     template = chat_template(tokenizer, config.template, name=base.name)
     tokenizer.chat_template = template.source
-    train, held_out = _examples(context, template, min(config.length, context_length(model)))
+    train, held_out = training_examples(context, template, min(config.length, context_length(model)))
     if hasattr(model, "peft_config"):
         model, base = merged(model, tokenizer, context.folder / "base")
     before = once(context.folder / "before.json", lambda: _measure(context, model, held_out))
-    trained = add_lora(model, config.lora or LoraConfig(), base=base) if config.method == "lora" else model
+    trained = made_trainable(model, config, base)
     batches = plan_batches(config, train.examples, context.seed)
     rate = config.lr or DEFAULT_RATE[config.method]
     result = train_on_examples(context, trained, batches, streams, rate=rate)
@@ -161,7 +161,12 @@ def _run(context: StageContext[SftConfig]) -> StageReport:
     )
 
 
-def _examples(
+def made_trainable(model: PreTrainedModel, config: SftConfig, base: Path) -> PreTrainedModel:
+    """The model with those parameters to train that the method trains, and the others frozen."""
+    return add_lora(model, config.lora or LoraConfig(), base=base) if config.method == "lora" else model
+
+
+def training_examples(
     context: StageContext[SftConfig], template: ChatTemplate, length: int
 ) -> tuple[ChatExamples, dict[str, ChatExamples]]:
     """What to train on, all sets together, and what to measure with, by set.

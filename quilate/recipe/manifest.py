@@ -16,7 +16,10 @@ from quilate.phases.stage import StageReport
 from quilate.recipe.spec import StageSpec
 
 SCHEMA = 1
-NOT_OUTPUTS = {"manifest.json", "config.yaml", "log.txt", "attempts.json", "error.json", "checkpoints"}
+NOT_OUTPUTS = {
+    "manifest.json", "config.yaml", "log.txt", "attempts.json", "error.json", "checkpoints",
+    "certificate.json", ".verify",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def run_recipe(
             listener.started(node, number, len(nodes), resumed=(folder / "checkpoints").exists())
             started = time.monotonic()
             processes.run(
-                _spec(node, graph, out, base_folder),
+                spec_of(node, graph, out, base_folder),
                 folder,
                 uses_models=node.kind not in USE_NO_MODEL and any(n.kind in MAKE_MODELS for n in nodes),
                 on_event=listener.event,
@@ -79,7 +79,8 @@ def run_recipe(
     return graph
 
 
-def _spec(node: Node, graph: Graph, out: Path, base_folder: Path) -> StageSpec:
+def spec_of(node: Node, graph: Graph, out: Path, base_folder: Path) -> StageSpec:
+    """What a worker is told of a stage of a run in `out`."""
     sources = {role: graph.nodes[name] for role, name in node.inputs.items()}
     return StageSpec(
         name=node.name,

@@ -1,0 +1,1 @@
+"""A certificate that one stage trained on what its user thinks it did, made on that user's own model and rows."""

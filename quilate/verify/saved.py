@@ -1,0 +1,124 @@
+"""What a stage saved: the files it wrote, the merged adapter, and what plain transformers or peft read from them.
+
+Shapes: T tokens of all rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from quilate.data.packing import Example, pack
+from quilate.errors import ModelError
+from quilate.files import read_json, sha256_of_file
+from quilate.models.encoder import DocumentEncoder
+from quilate.models.load import BROKEN, load_causal
+from quilate.models.precision import compute_device
+from quilate.phases.sft import SftConfig
+from quilate.verify.certificate import TOLERANCE, DoesNotApply, Finding
+from quilate.verify.stage import Examined, name_of
+
+# Methods whose update is a matrix that is added to a weight, or a scale of it.
+MERGEABLE = ("LORA", "IA3")
+
+# Merging rounds each weight of the sum to bf16 once more: more than another order of the same sums (guess).
+MERGE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+def files_unaltered(examined: Examined) -> Finding:
+    """Every file that the manifest lists is there with the SHA-256 it was written with."""
+    if examined.manifest is None:
+        raise DoesNotApply("the stage is planned: it has saved nothing yet")
+    altered = []
+    for name, expected in examined.manifest["outputs"].items():
+        path = examined.context.folder / name
+        if not path.is_file():
+            altered.append(f"{name} is missing")
+        elif sha256_of_file(path) != expected["sha256"]:
+            altered.append(f"{name} was altered")
+    count = len(examined.manifest["outputs"])
+    return Finding(
+        f"{count} files of the stage against the SHA-256 in its manifest",
+        len(altered), 0, "files altered or missing", ", ".join(altered), {"files": count},
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def merge_parity(examined: Examined) -> Finding:
+    """The adapter merged into its base gives the logits that it gives beside it."""
+    directory = examined.model_directory
+    if not (directory / "adapter_config.json").exists():
+        merged = isinstance(examined.config, SftConfig) and examined.config.merge
+        raise DoesNotApply("only the merged model was saved" if merged else "the stage trains no adapter")
+    method = str(read_json(directory / "adapter_config.json").get("peft_type"))
+    if method not in MERGEABLE:
+        raise DoesNotApply(f"an adapter of type {method} cannot be merged into a weight")
+    model = load_causal(directory, dtype=examined.dtype)
+    rows = examined.sample
+    beside = _plain_logits(model, rows)
+    merged_logits = _plain_logits(model.merge_and_unload(), rows)
+    return Finding(
+        f"logits of {len(rows)} rows, {beside.shape[0]:,} tokens, adapter beside its base against merged into it, in "
+        f"{name_of(examined.dtype)}; difference over spread",
+        _apart(merged_logits, beside), MERGE_TOLERANCE[examined.dtype], "of the logits' spread",
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def export_parity(examined: Examined) -> Finding:
+    """The saved directory, read by plain transformers or peft a row at a time, gives the logits that quilate gives with
+    the rows packed."""
+    directory = examined.model_directory
+    rows = sorted(examined.sample, key=lambda row: -len(row.tokens))  # the order in which `pack` lays them
+    plain_model, reader = _plainly_loaded(directory, examined.dtype)
+    plain = _plain_logits(plain_model, rows)
+    del plain_model
+    encoder = DocumentEncoder(load_causal(directory, dtype=examined.dtype))
+    batch = pack(rows).to(encoder.device)
+    hidden = encoder(batch.input_ids, batch.position_ids, batch.lengths)
+    ours = encoder.divided.head(encoder.divided.transform(hidden)).float()
+    return Finding(
+        f"logits of {len(rows)} rows, {plain.shape[0]:,} tokens: {reader} reads the saved directory, a row at a time, "
+        f"against quilate with the rows packed, in {name_of(examined.dtype)}; difference over spread",
+        _apart(ours, plain), TOLERANCE[examined.dtype], "of the logits' spread",
+    )  # fmt: skip
+
+
+def _plainly_loaded(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
+    """The model as anybody would load it, and with what.
+
+    Raises:
+        ModelError: it does not load.
+    """
+    try:
+        if not (directory / "adapter_config.json").exists():
+            model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
+            return model.to(compute_device()).eval(), "plain transformers"
+        import peft
+
+        import quilate.models.tuning.bottleneck_peft  # noqa: F401 (plain peft reads its adapters after this import)
+
+        base = Path(read_json(directory / "adapter_config.json")["base_model_name_or_path"])
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True)
+        adapted = peft.PeftModel.from_pretrained(model, directory, autocast_adapter_dtype=False)
+        return adapted.to(compute_device()).eval(), "plain peft"
+    except BROKEN as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{directory} is not read by plain transformers or peft: {reason}") from error
+
+
+def _plain_logits(model: PreTrainedModel, rows: Sequence[Example]) -> Tensor:
+    """[T, V] float32, each row by itself."""
+    device = compute_device()
+    each = (model(input_ids=torch.from_numpy(r.tokens)[None].to(device), use_cache=False).logits[0] for r in rows)
+    return torch.cat([logits.float() for logits in each])
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """The root mean square of the difference, over that of the logits about each token's mean: [T, V] -> no unit."""
+    spread = (other - other.mean(-1, keepdim=True)).double().square().mean().sqrt()
+    return float((one - other).double().square().mean().sqrt() / spread)

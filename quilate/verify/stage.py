@@ -1,0 +1,201 @@
+"""The stage under examination: its config and inputs, and its examples made again by the phase's own functions."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from quilate.data.batches import ExampleBatches
+from quilate.data.conversations import Conversation
+from quilate.data.packing import Example
+from quilate.errors import UsageError
+from quilate.models.load import context_of_directory, load_causal, load_tokenizer
+from quilate.models.precision import compute_dtype
+from quilate.models.tuning.merge import merged
+from quilate.phases import finetune, sft
+from quilate.phases.conversations import stored_conversations
+from quilate.phases.example_training import plan_batches
+from quilate.phases.finetune import FinetuneConfig
+from quilate.phases.sft import SftConfig
+from quilate.phases.stage import StageContext, StageReport, model_of
+from quilate.rng import Streams, numpy_stream
+from quilate.tasks.classification import Task
+from quilate.tokenization.chat import ChatTemplate
+from quilate.verify.certificate import DoesNotApply
+
+WORK = ".verify"  # in the stage's folder, gone when the certificate is written
+
+# A few of the user's rows decide whether two ways of computing the same agree (guess: enough to differ in length).
+SAMPLE_ROWS = 8
+SAMPLE_TOKENS = 2048
+
+NO_LIMIT = 1 << 30
+
+HEAD = "a head is a linear classifier on hidden states: no token is supervised and no step is taken"
+
+
+@dataclass(frozen=True)
+class TrainedExamples:
+    """What the stage trains on.
+
+    Attributes:
+        examples: as the phase makes them.
+        whole: each row's tokens before anything was cut, by the examples' ids; rows that were dropped are in it too.
+        counts: what the phase says of cut and dropped rows.
+    """
+
+    examples: Sequence[Example]
+    whole: dict[str, int]
+    counts: dict[str, int]
+
+
+class Examined:
+    """A stage that `verify` looks at. What takes time is made when it is first asked for.
+
+    Args:
+        context: the stage's own, see `quilate.recipe.worker`; nothing but `WORK` is written to its folder.
+        run: what the stage's kind does.
+        manifest: of a finished stage; None for one that is only planned.
+        task: the run's labelled task, for the leak check; a fine-tuning stage knows its own.
+
+    Raises:
+        UsageError: the stage is of no kind that can be verified.
+    """
+
+    def __init__(
+        self,
+        context: StageContext[Any],
+        run: Callable[[StageContext[Any]], StageReport],
+        manifest: dict[str, Any] | None,
+        task: Task | None,
+    ) -> None:
+        if not isinstance(context.config, FinetuneConfig | SftConfig):
+            raise UsageError(
+                f"{context.folder.name} is of no kind that can be verified", hint="name a finetune or sft stage"
+            )
+        self.context, self.run, self.manifest = context, run, manifest
+        self.config: FinetuneConfig | SftConfig = context.config
+        self.task = Task.load(context.inputs["task"] / "task") if "task" in context.inputs else task
+        self.base = model_of(context.inputs["model"])
+        self.dtype = compute_dtype(self.config.precision)
+        self.work = context.folder / WORK
+
+    @property
+    def is_head(self) -> bool:
+        return self.config.method == "head"
+
+    @property
+    def model_directory(self) -> Path:
+        """What the stage saved.
+
+        Raises:
+            DoesNotApply: it saves no model, or has not run yet.
+        """
+        if self.is_head:
+            raise DoesNotApply("a head is kept beside the name of its model, which is not copied")
+        if self.manifest is None:
+            raise DoesNotApply("the stage is planned: it has saved nothing yet")
+        return self.context.folder / "model"
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.base)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template of an sft stage."""
+        assert isinstance(self.config, SftConfig)
+        return sft.chat_template(self.tokenizer, self.config.template, name=self.base.name)
+
+    @cached_property
+    def trained(self) -> TrainedExamples:
+        """The examples, made again.
+
+        Raises:
+            DoesNotApply: a head has none.
+        """
+        context = context_of_directory(self.base)
+        if isinstance(self.config, SftConfig):
+            return self._trained_conversations(min(self.config.length, context))
+        if self.is_head:
+            raise DoesNotApply(HEAD)
+        assert self.task is not None  # every fine-tuning stage has one
+        limits = {"max_item_tokens": self.config.max_item_tokens, "context": context}
+        examples, cut = finetune.build_examples(self.task, self.tokenizer, **limits)
+        unlimited = {"max_item_tokens": NO_LIMIT, "context": NO_LIMIT}
+        whole, _ = finetune.build_examples(self.task, self.tokenizer, **unlimited)
+        return TrainedExamples(examples, _lengths(whole), {"prompts cut": cut})
+
+    def _trained_conversations(self, length: int) -> TrainedExamples:
+        quiet = replace(self.context, note=lambda _: None)
+        train, _ = sft.training_examples(quiet, self.template, length)
+        whole, _ = sft.training_examples(quiet, self.template, NO_LIMIT)
+        return TrainedExamples(train.examples, _lengths(whole.examples), dict(train.counts))
+
+    @cached_property
+    def batches(self) -> ExampleBatches:
+        """All steps of the stage, as it plans them."""
+        return plan_batches(self.config, self.trained.examples, self.context.seed)
+
+    @cached_property
+    def conversations(self) -> dict[str, Conversation]:
+        """The conversations an sft stage trains on, by their examples' ids."""
+        assert isinstance(self.config, SftConfig)
+        used = {example.id for example in self.trained.examples}
+        found = {}
+        for name in self.config.conversations:
+            for conversation in stored_conversations(self.context.inputs[f"conversations:{name}"], "train"):
+                if f"{name}:{conversation.id}" in used:
+                    found[f"{name}:{conversation.id}"] = conversation
+        return found
+
+    @cached_property
+    def sample(self) -> list[Example]:
+        """A few rows drawn by the stage's seed, at least two where there are two."""
+        examples = self.trained.examples
+        order = numpy_stream(self.context.seed, "verify").permutation(len(examples))
+        chosen: list[Example] = []
+        tokens = 0
+        for index in order[:SAMPLE_ROWS]:
+            tokens += len(examples[index].tokens)
+            if len(chosen) >= 2 and tokens > SAMPLE_TOKENS:
+                break
+            chosen.append(examples[index])
+        return chosen
+
+    def shortest(self, count: int) -> list[Example]:
+        """The rows of fewest tokens, for what needs training steps."""
+        return sorted(self.trained.examples, key=lambda e: (len(e.tokens), e.id))[:count]
+
+    def untrained(self) -> PreTrainedModel:
+        """The model as it is before the first step, without dropout, which would tell two gradients apart."""
+        self.context.stop.raise_if_set()
+        Streams(self.context.seed)  # a fresh adapter is drawn from torch's own stream
+        model, base = load_causal(self.base, dtype=self.dtype), self.base
+        if hasattr(model, "peft_config"):
+            model, base = merged(model, self.tokenizer, self.work / "base")
+        if isinstance(self.config, SftConfig):
+            return sft.made_trainable(model, self.config, base).eval()
+        return finetune.made_trainable(model, self.config, base).eval()
+
+    def clean(self) -> None:
+        """Take away what the checks wrote."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.work)
+
+
+def _lengths(examples: Sequence[Example]) -> dict[str, int]:
+    return {example.id: len(example.tokens) for example in examples}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """ "float32", "bfloat16"."""
+    return str(dtype).removeprefix("torch.")

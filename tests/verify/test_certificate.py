@@ -1,0 +1,259 @@
+"""`quilate verify`: a good run passes every check; a broken one fails the check that is about what is broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import SENTENCES
+
+from quilate.cli.main import run_command_line
+from quilate.cli.verify import _examined
+from quilate.config import validate
+from quilate.engine.interrupts import StopRequest
+from quilate.files import read_json, read_jsonl, write_json, write_jsonl
+from quilate.models.attention import DocumentLayout
+from quilate.optim.adamw import AdamW
+from quilate.recipe.evidence_stage import run_plan
+from quilate.recipe.graph import build_graph
+from quilate.recipe.manifest import read_manifest
+from quilate.recipe.run import _write_plan, spec_of
+from quilate.recipe.schema import Recipe
+from quilate.recipe.worker import run_stage
+from quilate.rng import Streams
+from quilate.verify.certify import CHECKS
+from quilate.verify.killed import kill_and_resume
+from quilate.verify.saved import merge_parity
+from quilate.verify.stage import Examined
+from quilate.verify.trained_on import leaks, template_round_trip, token_counts
+
+LABELS = ("sí", "no")
+
+
+def write_sources(folder: Path) -> None:
+    rows = [{"texto": f"{s} Caso {n}.", "etiqueta": LABELS[n % 2]} for n, s in enumerate(SENTENCES * 3)]
+    write_jsonl(folder / "notas.jsonl", rows)
+    write_jsonl(folder / "train.jsonl", rows[:24])
+    write_jsonl(folder / "test.jsonl", [*rows[24:34], rows[3]])  # the last one is a training row
+    chats = [
+        {"prompt": f"¿Qué anotó en el caso {n}, señora Núñez?", "completion": f"{s[:20]} Número {n}."}
+        for n, s in enumerate(SENTENCES)
+    ]
+    write_jsonl(folder / "dudas.jsonl", chats)
+
+
+def recipe(base: Path, **keys: Any) -> Recipe:
+    common = {"precision": "fp32", "batch_size": 6, "epochs": 1, "lr": 1e-2}
+    value = {
+        "recipe": "verificada",
+        "base": str(base),
+        "data": {"all": {"path": "notas.jsonl"}},
+        "task": {"name": "notas", "text": "texto", "label": "etiqueta", "split": {"train": 20, "dev": 6, "test": 10}},
+        "conversations": {"dudas": {"path": "dudas.jsonl", "held_out": 0.3}},
+        "stages": {"chat": {"kind": "sft", "conversations": ["dudas"], "merge": True, "length": 128, **common}},
+        "arms": {
+            "lora": {"kind": "finetune", "method": "lora", "lora": {"dropout": 0.2}, "max_item_tokens": 40, **common}
+        },
+        "seeds": [0],
+        **keys,
+    }
+    return validate(Recipe, value, source="t")
+
+
+def made(folder: Path, wanted: Recipe, stages: Sequence[str]) -> Path:
+    """A run directory in which these stages are finished, made in this process."""
+    run = folder / "run"
+    graph = build_graph(wanted, folder)
+    _write_plan(graph, wanted, folder, run)
+    for name in stages:
+        place = graph.nodes[name].folder(run)
+        place.mkdir(parents=True)
+        spec_of(graph.nodes[name], graph, run, folder).write(place)
+        run_stage(place, StopRequest())
+    return run
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory, llama_directory: Path) -> Path:
+    """A run whose stages are finished. Read only."""
+    folder = tmp_path_factory.mktemp("verified")
+    write_sources(folder)
+    stages = ["task", "base", "conversations-dudas", "chat-s0", "lora-s0"]
+    return made(folder, recipe(llama_directory), stages)
+
+
+@pytest.fixture
+def run(good: Path, tmp_path: Path) -> Path:
+    """A copy to break; a run directory may be moved as a whole."""
+    return shutil.copytree(good, tmp_path / "otra")
+
+
+def folder_of(run: Path, stage: str) -> Path:
+    return run / run_plan(run)["stages"][stage]["folder"]
+
+
+def examined(run: Path, stage: str) -> Examined:
+    return _examined(run, run_plan(run), stage, StopRequest())
+
+
+def certificate(run: Path, stage: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = run_command_line(["verify", str(run), stage, "--json"])
+    value: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[0])
+    return code, value
+
+
+def failed(value: dict[str, Any]) -> list[str]:
+    return [check["name"] for check in value["checks"] if check["outcome"] == "fail"]
+
+
+def test_a_good_adapter_passes_every_check(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, value = certificate(run, "lora", capsys)
+    assert failed(value) == []
+    assert (code, value["passed"], value["state"], value["stage"]) == (0, True, "finished", "lora-s0")
+    assert [check["name"] for check in value["checks"]] == list(CHECKS)
+    assert all(check["outcome"] == "pass" and check["figure"] <= check["tolerance"] for check in value["checks"])
+    checks = {check["name"]: check["figures"] for check in value["checks"]}
+    assert checks["kill and resume"]["steps"] == 20
+    assert checks["kill and resume"]["resumed from step"] == 7
+    assert checks["packed = separate"]["if documents leaked"] > 0.01
+    tokens = checks["token counts"]
+    assert tokens["supervised tokens"] + tokens["masked tokens"] == tokens["tokens"]
+    assert tokens["truncated tokens"] > 0 and tokens["prompts cut"] > 0 == tokens["dropped tokens"]
+    folder = folder_of(run, "lora-s0")
+    assert read_json(folder / "certificate.json") == value
+    assert read_manifest(folder) is not None and not (folder / ".verify").exists()
+    text = (folder / "certificate.json").read_text(encoding="utf-8")
+    assert [s for s in SENTENCES if s[:20] in text] == []
+
+
+def test_a_merged_model_of_conversations_and_the_same_altered_on_disk(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, value = certificate(run, "chat-s0", capsys)
+    assert (code, failed(value)) == (0, [])
+    outcomes = {check["name"]: check for check in value["checks"]}
+    assert outcomes["merge"]["reason"] == "only the merged model was saved"
+    weights = folder_of(run, "chat-s0") / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("q_proj.weight"))
+    tensors[name][0, 0] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    code, value = certificate(run, "chat-s0", capsys)
+    assert (code, failed(value)) == (5, ["files"])
+    assert "model/model.safetensors was altered" in next(c["reason"] for c in value["checks"] if c["name"] == "files")
+
+
+def test_attention_that_leaks_is_found(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From three documents on, so that the switch to packed attention, which tries two, does not see it."""
+    real = DocumentLayout.of
+
+    def leaking(lengths: Sequence[int], device: torch.device | str = "cpu") -> DocumentLayout:
+        return real(lengths if len(lengths) < 3 else [sum(lengths)], device)
+
+    monkeypatch.setattr(DocumentLayout, "of", leaking)
+    code, value = certificate(run, "lora-s0", capsys)
+    assert code == 5
+    assert (
+        {"packed = separate", "export"} <= set(failed(value)) <= {"packed = separate", "export", "accumulation splits"}
+    )
+
+
+def test_a_leak_that_was_allowed_fails_a_planned_stage(
+    tmp_path: Path, llama_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sources(tmp_path)
+    data = {name: {"path": f"{name}.jsonl"} for name in ("train", "test")}
+    task = {"name": "notas", "text": "texto", "label": "etiqueta", "allow_leak": True}
+    wanted = recipe(llama_directory, data=data, task=task | {"split": {"dev": 4}}, conversations={}, stages={})
+    run = made(tmp_path, wanted, ["task", "base"])
+    code, value = certificate(run, "lora", capsys)
+    assert (code, failed(value), value["state"]) == (5, ["leaks"], "planned")
+    outcomes = {check["name"]: check["outcome"] for check in value["checks"]}
+    assert {name for name, outcome in outcomes.items() if outcome == "not applicable"} == {"files", "merge", "export"}
+
+
+def test_rows_changed_after_training_do_not_add_up(run: Path) -> None:
+    path = folder_of(run, "task") / "task" / "train.jsonl"
+    rows = read_jsonl(path)
+    write_jsonl(path, [{**rows[0], "text": "año"}, *rows[1:]])
+    found = token_counts(examined(run, "lora-s0")).as_check("token counts")
+    assert found.outcome == "fail"
+    assert "tokens over all steps" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "broken"),
+    [(Streams, "restore", lambda self, states: None), (AdamW, "restore", lambda self, tensors: None)],
+    ids=["streams", "optimizer"],
+)
+def test_a_resume_that_forgets_something_is_found(
+    run: Path, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, broken: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(owner, method, broken)
+    found = kill_and_resume(examined(run, "lora-s0")).as_check("kill and resume")
+    assert found.outcome == "fail"
+    assert "model/adapter_model.safetensors" in found.reason
+
+
+def test_an_accumulation_that_keeps_only_the_last_part_is_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = AdamW.accumulate
+
+    def forgetful(self: AdamW) -> None:
+        self._accumulated.clear()
+        real(self)
+
+    monkeypatch.setattr(AdamW, "accumulate", forgetful)
+    stage = examined(run, "lora-s0")
+    assert CHECKS["accumulation splits"](stage).as_check("accumulation splits").outcome == "fail"
+
+
+def test_a_merge_that_changes_the_model_is_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft.tuners.lora import Linear
+
+    real = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda self, adapter: 1.5 * real(self, adapter))
+    assert merge_parity(examined(run, "lora-s0")).as_check("merge").outcome == "fail"
+
+
+def test_another_chat_template_in_the_saved_directory_is_found(run: Path) -> None:
+    path = folder_of(run, "chat-s0") / "model" / "chat_template.jinja"
+    path.write_text(path.read_text(encoding="utf-8").replace("\n", " "), encoding="utf-8")
+    assert template_round_trip(examined(run, "chat-s0")).as_check("t").outcome == "fail"
+
+
+def test_a_training_question_among_the_held_out_ones_is_found(run: Path) -> None:
+    """Equal but for case; the stage itself leaves equal ones out."""
+    folder = folder_of(run, "conversations-dudas")
+    train = read_jsonl(folder / "train.jsonl")
+    long = " ".join(f"palabra{n}" for n in range(30))
+    for name, text in (("train", f"{long} año"), ("held_out", long)):
+        rows = read_jsonl(folder / f"{name}.jsonl")
+        turns = [{"role": "user", "content": text}, *rows[0]["messages"][1:]]
+        write_jsonl(folder / f"{name}.jsonl", [{**rows[0], "messages": turns}, *rows[1:]])
+    assert train
+    assert leaks(examined(run, "chat-s0")).as_check("leaks").reason.startswith("leaked: 1 of")
+
+
+def test_which_stage_and_how_it_is_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["verify", str(run)]) == 2
+    assert "name one of chat-s0, lora-s0" in capsys.readouterr().err
+    assert run_command_line(["verify", str(run), "nadie"]) == 2
+    assert "there is no stage 'nadie'" in capsys.readouterr().err
+    manifest = folder_of(run, "task") / "manifest.json"
+    value = read_json(manifest)
+    manifest.unlink()
+    assert run_command_line(["verify", str(run), "lora"]) == 3
+    assert "stands on what is not finished: task-" in capsys.readouterr().err
+    write_json(manifest, value)
+    assert run_command_line(["verify", str(run), "lora", "--with-text"]) == 0
+    shown = capsys.readouterr().out
+    assert "kill and resume" in shown and "⟦" in shown and "Caso" in shown
