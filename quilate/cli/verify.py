@@ -81,7 +81,8 @@ def _chosen(plan: dict[str, Any], asked: str | None, run: Path) -> str:
     """The name of one stage that fine-tunes."""
     from quilate.errors import UsageError
 
-    names = [name for name, entry in plan["stages"].items() if entry["kind"] in VERIFIED_KINDS]
+    stages: dict[str, dict[str, str]] = plan["stages"]
+    names = [name for name, entry in stages.items() if entry["kind"] in VERIFIED_KINDS]
     found = [n for n in names if asked in (None, n, n.rpartition("-s")[0])]
     if asked is not None and found:
         return found[0]  # seeds stand in the recipe's order

@@ -181,6 +181,18 @@ def test_a_leak_that_was_allowed_fails_a_planned_stage(
     assert {name for name, outcome in outcomes.items() if outcome == "not applicable"} == {"files", "merge", "export"}
 
 
+def test_a_stage_in_bf16_keeps_to_the_tolerance_of_bf16(tmp_path: Path, llama_directory: Path) -> None:
+    write_sources(tmp_path)
+    arm = {"kind": "finetune", "method": "full", "precision": "bf16", "batch_size": 6, "lr": 1e-3}
+    wanted = recipe(llama_directory, conversations={}, stages={}, arms={"full": arm})
+    run = made(tmp_path, wanted, ["task", "base", "full-s0"])
+    stage = examined(run, "full-s0")
+    for name in ("packed = separate", "accumulation splits", "kill and resume", "export"):
+        found = CHECKS[name](stage).as_check(name)
+        assert found.outcome == "pass", found
+        assert found.tolerance in (0, 0.02)
+
+
 def test_rows_changed_after_training_do_not_add_up(run: Path) -> None:
     path = folder_of(run, "task") / "task" / "train.jsonl"
     rows = read_jsonl(path)
