@@ -127,7 +127,10 @@ def _examined(run: Path, plan: dict[str, Any], name: str, stop: StopRequest) -> 
     inputs = {role: run / stages[source["stage"]]["folder"] for role, source in spec.input_ids.items()}
     unfinished = [source.name for source in inputs.values() if read_manifest(source) is None]
     if unfinished:
-        raise DataError(f"{name} stands on what is not finished: {', '.join(unfinished)}", hint="run the recipe first")
+        raise DataError(
+            f"{name} stands on what is not finished, or not whole: {', '.join(unfinished)}",
+            hint="run the recipe: it makes again what is missing or has another size",
+        )
     kind = stage_kind(spec.kind)
     context = StageContext(
         config=config.validate(kind.config, spec.config, source=str(folder / "config.yaml")),

@@ -98,6 +98,14 @@ def folder_of(run: Path, stage: str) -> Path:
     return run / run_plan(run)["stages"][stage]["folder"]
 
 
+def alter(path: Path, rows: list[dict[str, Any]], stage: Path) -> None:
+    """Write other rows behind the back of a finished stage: its manifest has their sizes."""
+    write_jsonl(path, rows)
+    manifest = read_json(stage / "manifest.json")
+    manifest["outputs"][str(path.relative_to(stage))]["bytes"] = path.stat().st_size
+    write_json(stage / "manifest.json", manifest)
+
+
 def examined(run: Path, stage: str) -> Examined:
     return _examined(run, run_plan(run), stage, StopRequest())
 
@@ -194,9 +202,9 @@ def test_a_stage_in_bf16_keeps_to_the_tolerance_of_bf16(tmp_path: Path, llama_di
 
 
 def test_rows_changed_after_training_do_not_add_up(run: Path) -> None:
-    path = folder_of(run, "task") / "task" / "train.jsonl"
-    rows = read_jsonl(path)
-    write_jsonl(path, [{**rows[0], "text": "año"}, *rows[1:]])
+    folder = folder_of(run, "task")
+    rows = read_jsonl(folder / "task" / "train.jsonl")
+    alter(folder / "task" / "train.jsonl", [{**rows[0], "text": "año"}, *rows[1:]], folder)
     found = token_counts(examined(run, "lora-s0")).as_check("token counts")
     assert found.outcome == "fail"
     assert "tokens over all steps" in found.reason
@@ -243,15 +251,13 @@ def test_another_chat_template_in_the_saved_directory_is_found(run: Path) -> Non
 
 
 def test_a_training_question_among_the_held_out_ones_is_found(run: Path) -> None:
-    """Equal but for case; the stage itself leaves equal ones out."""
+    """They overlap; questions that are equal the stage itself leaves out."""
     folder = folder_of(run, "conversations-dudas")
-    train = read_jsonl(folder / "train.jsonl")
-    long = " ".join(f"palabra{n}" for n in range(30))
+    long = " ".join(f"n{n}" for n in range(16))
     for name, text in (("train", f"{long} año"), ("held_out", long)):
         rows = read_jsonl(folder / f"{name}.jsonl")
         turns = [{"role": "user", "content": text}, *rows[0]["messages"][1:]]
-        write_jsonl(folder / f"{name}.jsonl", [{**rows[0], "messages": turns}, *rows[1:]])
-    assert train
+        alter(folder / f"{name}.jsonl", [{**rows[0], "messages": turns}, *rows[1:]], folder)
     assert leaks(examined(run, "chat-s0")).as_check("leaks").reason.startswith("leaked: 1 of")
 
 
@@ -264,7 +270,7 @@ def test_which_stage_and_how_it_is_shown(run: Path, capsys: pytest.CaptureFixtur
     value = read_json(manifest)
     manifest.unlink()
     assert run_command_line(["verify", str(run), "lora"]) == 3
-    assert "stands on what is not finished: task-" in capsys.readouterr().err
+    assert "stands on what is not finished, or not whole: task-" in capsys.readouterr().err
     write_json(manifest, value)
     assert run_command_line(["verify", str(run), "lora", "--with-text"]) == 0
     shown = capsys.readouterr().out
