@@ -259,7 +259,7 @@ def measured_peak(*, quick: bool) -> dict[str, float]:
 
 def machine(peaks: Sequence[dict[str, float]]) -> dict[str, Any]:
     """What the figures depend on. `peaks` are those measured in this run; the largest counts."""
-    from quilate.kernels.library import why_missing
+    from quilate.kernels.operations import why_missing
 
     information = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = dict(line.split("\t", 1) for line in information.splitlines() if "\t" in line)

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from quilate.data.packing import PackedBatch
-from quilate.kernels.library import plain_operations
+from quilate.kernels.operations import plain_operations
 from quilate.models.encoder import DocumentEncoder
 from quilate.objectives.cross_entropy import cross_entropy_sum, linear_cross_entropy_sum, sample_targets
 from quilate.optim.master import MasterOptimizer

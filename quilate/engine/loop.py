@@ -22,7 +22,7 @@ from quilate.engine.interrupts import StopRequest
 from quilate.engine.runlog import ProgressListener, RunLog
 from quilate.errors import CheckpointError, Interrupted, QuilateError
 from quilate.files import write_jsonl
-from quilate.kernels.library import why_missing
+from quilate.kernels.operations import why_missing
 from quilate.optim.master import MasterOptimizer
 from quilate.optim.sophia import Sophia
 from quilate.rng import Streams

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quilate.kernels.library import operation, refuse_second_derivative
+from quilate.kernels.operations import operation, refuse_second_derivative
 
 MOST_HEAD_SIZE = 256
 

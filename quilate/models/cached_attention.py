@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from quilate.kernels.library import operation
+from quilate.kernels.operations import operation
 from quilate.models.attention import (
     DocumentLayout,
     packed_attention,

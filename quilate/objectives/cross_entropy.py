@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quilate.kernels.library import operation, refuse_second_derivative
+from quilate.kernels.operations import operation, refuse_second_derivative
 
 # Rows of logits held at once. 512 x 49,152 in fp32 is 100 MB; larger chunks measured no faster on two cores (a guess
 # for other machines).

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from quilate.kernels.library import operation
+from quilate.kernels.operations import operation
 from quilate.optim.master import MasterOptimizer, Update
 from quilate.optim.rounding import stochastic_round_
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quilate.kernels.attention import is_fused, packed_attention
-from quilate.kernels.library import operation, why_missing
+from quilate.kernels.operations import operation, why_missing
 from quilate.objectives import cross_entropy
 from quilate.optim import adamw
 
@@ -182,6 +182,6 @@ def test_decoding_equals_float64(heads: int, key_heads: int, size: int) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the library is built on Linux only")
 def test_without_them_it_says_why(change: dict[str, str], reason: str, tmp_path: Path) -> None:
     environment = os.environ | {"QUILATE_CACHE": str(tmp_path)} | change
-    code = "from quilate.kernels.library import operation, why_missing; print(operation('adamw'), why_missing())"
+    code = "from quilate.kernels.operations import operation, why_missing; print(operation('adamw'), why_missing())"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"None {reason}")

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from quilate.inference import likelihood
 from quilate.inference.likelihood import score_tokens
-from quilate.kernels.library import operation, why_missing
+from quilate.kernels.operations import operation, why_missing
 from quilate.models.tree_attention import TreeLayout, tree_attention
 
 needs_fused = pytest.mark.skipif(why_missing() is not None, reason=f"no fused operations here: {why_missing()}")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from quilate.kernels.library import operation, why_missing
+from quilate.kernels.operations import operation, why_missing
 from quilate.optim import adamw
 from quilate.optim.adamw import AdamW
 
