@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from quilate.errors import DataError
-from quilate.inference.packed_linear import with_packed_linears
+from quilate.inference.fused_layers import with_fused_layers
 from quilate.inference.sampling import Sampling, choose
 from quilate.models.attention import DocumentLayout
 from quilate.models.cached_attention import CACHED_ATTENTION, KeyValueStore, use_cached_attention
@@ -58,7 +58,10 @@ class Generator:
         self.context = context_length(self._model)
         divided = divide(model)
         self.device = divided.head.weight.device
-        self._body, self._head = (with_packed_linears(part, batch) for part in (divided.body, divided.head))
+        attention = self._model.config._attn_implementation
+        self._together = use_cached_attention(self._model)
+        self._model.set_attn_implementation(attention)
+        self._body, self._head = (with_fused_layers(part, batch) for part in (divided.body, divided.head))
 
     def generate(
         self,
@@ -102,8 +105,10 @@ class Generator:
         self._check(prompts)
         attention, training = self._model.config._attn_implementation, self._model.training
         self._model.eval()
-        slots = min(self.batch, len(prompts)) if use_cached_attention(self._model) else 1
+        slots = min(self.batch, len(prompts)) if self._together else 1
         try:
+            if self._together:
+                self._model.set_attn_implementation(CACHED_ATTENTION)
             yield from self._run(prompts, slots, max_new_tokens, sampling, seed)
         finally:
             self._model.set_attn_implementation(attention)
@@ -117,7 +122,7 @@ class Generator:
             len(prompts), max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
         )
         passes: _TogetherPasses | _AlonePasses = _AlonePasses(self._body, self.device)
-        if self._model.config._attn_implementation == CACHED_ATTENTION:
+        if self._together:
             places = min(self.context, max(map(len, prompts), default=0) + max_new_tokens)
             passes = _TogetherPasses(self._body, self.device, KeyValueStore(slots, places))
         waiting, free, active = deque(range(len(prompts))), list(range(slots)), list[_Sequence]()

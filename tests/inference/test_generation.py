@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from quilate.errors import DataError
 from quilate.inference.generation import Generator
-from quilate.inference.packed_linear import PackedLinear, with_packed_linears
 from quilate.inference.sampling import Sampling
 
 LENGTHS = (7, 1, 30, 12, 30, 3)
@@ -119,18 +118,3 @@ def test_bf16_follows_its_own_forward_pass() -> None:
         best = logits.max(-1).values
         chosen = logits.gather(-1, torch.tensor(answer)[:, None])[:, 0]
         assert float((best - chosen).max()) <= 0.02 * float(logits.abs().max())
-
-
-def test_packed_layers_equal_plain_ones_and_leave_the_model_alone() -> None:
-    model = tiny_llama(dtype=torch.bfloat16)
-    packed = with_packed_linears(model.model, 4)
-    hidden = torch.randn(3, 32).bfloat16()
-    plain_layer, packed_layer = model.model.layers[1].mlp.down_proj, packed.layers[1].mlp.down_proj
-    assert isinstance(packed_layer, PackedLinear)
-    assert isinstance(plain_layer, torch.nn.Linear)
-    wide = torch.randn(3, 64).bfloat16()
-    torch.testing.assert_close(packed_layer(wide), plain_layer(wide), rtol=2**-7, atol=1e-3)
-    q = model.model.layers[0].self_attn.q_proj
-    torch.testing.assert_close(packed.layers[0].self_attn.q_proj(hidden), q(hidden), rtol=2**-7, atol=1e-3)
-    assert packed.layers[0].input_layernorm is model.model.layers[0].input_layernorm
-    assert with_packed_linears(tiny_llama().model, 4).layers[0].mlp.down_proj is not None  # fp32 stays as it is
