@@ -112,7 +112,8 @@ def _replacement(module: nn.Module, children: dict[str, Any], rows: int) -> nn.M
     if operation("few_rows_linear") is None or not _on_cpu_in_bf16(module):
         return None
     if set(vars(module)["_parameters"]) == {"weight"} and hasattr(module, "variance_epsilon"):
-        return _if_equal(module, FusedNorm(module.weight, module.variance_epsilon), module.weight.shape[-1])  # type: ignore[arg-type]
+        weight, epsilon = module.get_parameter("weight"), float(module.variance_epsilon)  # type: ignore[arg-type]
+        return _if_equal(module, FusedNorm(weight, epsilon), weight.shape[-1])
     if set(children) == {"gate_proj", "up_proj", "down_proj", "act_fn"} and type(module.gate_proj) is nn.Linear:
         fused = FusedGatedMlp(*(children[name] for name in ("gate_proj", "up_proj", "down_proj")))
         return _if_equal(module, fused, module.gate_proj.in_features)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from quilate.inference import fused_layers
 from quilate.inference.fused_layers import (
     FEW_ROWS,
     FewRowsLinear,
@@ -96,7 +95,7 @@ def test_fp32_layers_stay_as_they_are() -> None:
 
 def test_where_operations_are_missing_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     body = tiny_llama(dtype=torch.bfloat16).model
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
     with plain_operations():
         assert with_fused_layers(body, 4) is body
 
@@ -120,7 +119,7 @@ def test_another_formula_under_the_same_names_is_kept() -> None:
 
 @pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"), reason="torch without oneDNN's layouts")
 def test_with_amx_onednn_lays_the_weights_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_layers.torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
     plain = nn.Linear(32, 16, dtype=torch.bfloat16)
     layer = with_fused_layers(plain, 4)
     assert isinstance(layer, OneDnnLinear)
