@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -147,6 +147,7 @@ def fit(
     clip_norm: float = 1.0,
     checkpoint_seconds: float = 300.0,
     checkpoint_steps: int | None = None,
+    measured: Callable[[], Mapping[str, float]] = dict,
 ) -> FitResult:
     """Train until the batches end, from the last whole checkpoint in `folder` if there is one.
 
@@ -155,6 +156,7 @@ def fit(
 
     Args:
         curvature_loss: the loss that a `Sophia` optimizer probes for curvature; no other has a use for it.
+        measured: asked after every step what else to write into its row of `metrics.jsonl`.
 
     Raises:
         Interrupted: stopped on request, after saving.
@@ -193,6 +195,7 @@ def fit(
             counts["step"], len(batches), tokens=result.tokens, loss=result.loss,
             learning_rate=rate, gradient_norm=result.gradient_norm, supervised_tokens=result.supervised_tokens,
             **(optimizer.measured() if result.applied else {}),
+            **measured(),
         )  # fmt: skip
         if refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
             raise QuilateError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -86,8 +86,13 @@ def train(
     streams: Streams,
     *,
     rate: float,
+    eps: float = 1e-8,
+    measured: Callable[[], Mapping[str, float]] = dict,
 ) -> FitResult:
     """Train, or go on training; the model's bf16 weights end as its master's nearest.
+
+    Args:
+        eps: AdamW's; measured: see `fit`.
 
     Raises:
         Interrupted, CheckpointError, QuilateError: as `fit`.
@@ -100,12 +105,14 @@ def train(
         warmup_steps=round(config.warmup * len(batches)),
         decay=config.decay,
     )
-    optimizer = AdamW(model.named_parameters(), weight_decay=config.weight_decay, rounding=streams["rounding"])
+    optimizer = AdamW(
+        model.named_parameters(), eps=eps, weight_decay=config.weight_decay, rounding=streams["rounding"]
+    )
     result = fit(
         model, batches, loss_function, optimizer, schedule, streams,
         folder=context.folder, listener=context.listener, stop=context.stop, warn=context.note,
         clip_norm=config.clip_norm, checkpoint_seconds=config.checkpoint_seconds,
-        checkpoint_steps=config.checkpoint_steps,
+        checkpoint_steps=config.checkpoint_steps, measured=measured,
     )  # fmt: skip
     optimizer.write_nearest()
     return result

@@ -18,6 +18,8 @@ KINDS = {
     "sft": "quilate.phases.sft:SFT",
     "reward": "quilate.phases.align.reward:REWARD",
     "dpo": "quilate.phases.align.dpo:DPO",
+    "ppo": "quilate.phases.align.ppo:PPO",
+    "grpo": "quilate.phases.align.grpo:GRPO",
     "baseline": "quilate.phases.baselines:BASELINE",
     "icl": "quilate.phases.icl:ICL",
     "api": "quilate.phases.api:API",

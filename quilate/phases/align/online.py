@@ -1,0 +1,522 @@
+"""What methods have in common that learn from rewards for what the policy itself writes: PPO, GRPO, RLOO.
+
+An iteration writes completions with the policy as it is, scores them, and takes some optimizer steps on them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from quilate.data.packing import Example
+from quilate.engine.completions import WithoutDropout
+from quilate.errors import ConfigError, DataError
+from quilate.evaluation.rewards import mean_report
+from quilate.files import write_jsonl
+from quilate.models.load import context_length, load_causal, load_tokenizer, trainable_parameters
+from quilate.models.precision import compute_dtype
+from quilate.models.tuning.lora import LoraConfig
+from quilate.models.tuning.merge import merged
+from quilate.objectives.policy_gradient import masked_mean, penalize_missing_end, ppo_policy_loss, token_kl
+from quilate.phases.align.experience import (
+    Experience,
+    Iteration,
+    OnlineBatches,
+    OnlinePart,
+    PolicyPart,
+    TextPart,
+    ValuePart,
+    plan_iterations,
+    stacked_tokens,
+)
+from quilate.phases.align.preferences import stored_preferences
+from quilate.phases.align.roles import Roles, make_roles
+from quilate.phases.align.rollouts import (
+    Format,
+    Prompt,
+    Rollouts,
+    Writer,
+    assess,
+    prompts_of_conversations,
+    prompts_of_judgements,
+    stop_tokens,
+)
+from quilate.phases.align.scoring import AnyReward, Scorer, StageReward, TextReward
+from quilate.phases.conversations import stored_conversations
+from quilate.phases.example_training import ExampleTraining, train, training_flops
+from quilate.phases.sft import chat_template, save_chat_model
+from quilate.phases.stage import StageContext, StageReport, model_of, once
+from quilate.rng import Streams, derive_seed
+from quilate.tasks.leaks import normalize
+from quilate.tokenization.chat import ChatTemplate
+
+ADAM_EPS = 1e-5  # Huang et al. 2024; Adam's own 1e-8 makes the first steps of PPO larger
+KL_ALARM = 50.0  # nats a completion: Huang et al. (2024) see over-optimized policies, which win no more, from there on
+ENDED_ALARM = 0.5  # share of completions that end: below it most of what is learned from was cut (guess)
+
+
+class OnlineTraining(ExampleTraining):
+    """What every stage that learns from rewards can be told."""
+
+    on: str = "base"
+    """The stage whose model is trained, and whose model is the reference: one tuned on conversations, as a rule."""
+    conversations: list[str] = Field(default_factory=list)
+    """Sets of conversations whose questions are the prompts; what the assistant says last is the right answer, for
+    rewards of kind `answer`."""
+    preferences: list[str] = Field(default_factory=list)
+    """Sets of judgements whose prompts are used, without their completions."""
+    rewards: dict[str, AnyReward] = Field(min_length=1)
+    """What is rewarded, by name; all are added with their weights, and each is shown by itself."""
+    format: Format = "chat"
+    """`chat` asks through the model's chat template, `text` with the bare text."""
+    method: Literal["lora", "full"] = "lora"
+    """`lora` trains a low-rank adapter on every linear layer, and the base is in memory once for all models that take
+    part; `full` trains every weight, beside copies of the model."""
+    lora: LoraConfig | None = None
+    """Settings of the low-rank adapter, for `method: lora`. Dropout must stay 0: a policy that drops at random
+    differs from its own reference."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the prompts."""
+    prompts: int = Field(default=64, ge=1)
+    """Prompts an iteration, that is between two states of the policy that writes."""
+    samples: int = Field(default=1, ge=1)
+    """Completions of each prompt."""
+    batch_size: int = Field(default=64, ge=1)
+    """Completions an optimizer step."""
+    passes: int = Field(default=1, ge=1)
+    """How often an iteration's completions are learned from before new ones are written."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Longest completion; one that has not ended by then is cut."""
+    prompt_tokens: int = Field(default=384, ge=1)
+    """Longest prompt; longer ones are left out and counted."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling, and of every log-probability."""
+    missing_end: float | None = -1.0
+    """What a completion that did not end gets instead of its score; `null` leaves the score."""
+    missing_end_subtracts: bool = False
+    """Add `missing_end` to the score instead of replacing it."""
+    beta: float = Field(default=0.05, ge=0)
+    """How dear it is to leave the reference: the weight of the KL divergence."""
+    clip: float = Field(default=0.2, gt=0)
+    """Furthest that a token's probability ratio is pushed from 1 by one iteration."""
+    once: bool = False
+    """Make the model once, with the recipe's first seed, for all seeds of what stands on it."""
+
+    @model_validator(mode="after")
+    def _what_goes_together(self) -> OnlineTraining:
+        if not self.conversations and not self.preferences:
+            raise ValueError("there are no prompts: name sets of `conversations` or of `preferences`")
+        if self.lora is not None and self.method != "lora":
+            raise ValueError("`lora` settings go with `method: lora`")
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError("`lora.dropout` must be 0 here: the model is compared with itself")
+        if self.missing_end is None and self.missing_end_subtracts:
+            raise ValueError("`missing_end_subtracts` needs a `missing_end`")
+        return self
+
+    def reward_stages(self) -> dict[str, str]:
+        """Name of a reward -> the stage it comes from."""
+        return {name: source.on for name, source in self.rewards.items() if isinstance(source, StageReward)}
+
+
+@dataclass(frozen=True)
+class Method:
+    """What one method adds to the common part.
+
+    Attributes:
+        advantages: of rollouts, their scores [B] and beta: (advantages, returns), both [B, T]; returns are empty
+            without a value model.
+        next_beta: from the logs of the iterations so far.
+        kl_in_loss: the weight of the differentiable KL (k3); 0 where it stands in the rewards.
+        value_loss: of a `ValuePart` and the values [S] now: losses and whether each was clipped.
+        texts: for PPO-ptx, a step's examples and what their mean loss weighs.
+    """
+
+    rate: float
+    advantages: Callable[[Rollouts, Tensor, float], tuple[Tensor, Tensor]]
+    next_beta: Callable[[list[dict[str, Any]]], float]
+    kl_in_loss: float = 0.0
+    value_loss: Callable[[ValuePart, Tensor], tuple[Tensor, Tensor]] | None = None
+    value_scale: float = 1.0
+    texts: Callable[[int], tuple[list[Example], float]] | None = None
+
+
+class OnlineLoss:
+    """Callable `(part) -> sum of losses`; `measured` gives what was seen since it was last asked."""
+
+    def __init__(self, roles: Roles, method: Method, config: OnlineTraining) -> None:
+        self.roles, self.method, self.config = roles, method, config
+        self._sums: defaultdict[str, float] = defaultdict(float)
+
+    def __call__(self, part: OnlinePart) -> Tensor:
+        match part:
+            case PolicyPart():
+                return self._policy(part)
+            case ValuePart():
+                return self._value(part)
+            case TextPart():
+                loss = -self.roles.policy.log_probs(part.packed, 1.0).sum() * part.share
+                self._add("text_loss", loss)
+                return loss
+
+    def _policy(self, part: PolicyPart) -> Tensor:
+        log_probs = self.roles.policy.log_probs(part.packed, self.config.temperature)
+        old, reference, advantages = (t.to(log_probs) for t in (part.old_log_probs, part.reference, part.advantages))
+        everywhere = torch.ones_like(old, dtype=torch.bool)
+        losses, clipped = ppo_policy_loss(
+            log_probs, old, advantages, everywhere, clip_low=self.config.clip, clip_high=self.config.clip
+        )
+        loss = losses.sum()
+        if self.method.kl_in_loss:
+            loss = loss + self.method.kl_in_loss * token_kl(log_probs, reference, "k3").sum()
+        self._add("policy_tokens", part.weight)
+        self._add("policy_loss", loss)
+        self._add("clipped", clipped.sum())
+        self._add("moved", token_kl(old, log_probs, "k3").sum())
+        return loss
+
+    def _value(self, part: ValuePart) -> Tensor:
+        assert self.roles.value is not None and self.method.value_loss is not None
+        losses, clipped = self.method.value_loss(part, self.roles.value(part.packed))
+        loss = losses.sum()
+        self._add("value_loss", loss)
+        self._add("value_clipped", clipped.sum())
+        return loss
+
+    def _add(self, name: str, value: Tensor | float) -> None:
+        self._sums[name] += float(value.detach()) if isinstance(value, Tensor) else value
+
+    def measured(self) -> dict[str, float]:
+        """Of the last step, each a mean over its tokens: the losses; `clipped` and `value_clipped`, the shares of
+        tokens whose gradient was stopped; `moved`, an estimate (k3) of the KL from the policy that wrote them."""
+        sums, self._sums = self._sums, defaultdict(float)
+        tokens = sums.pop("policy_tokens", 0.0)
+        return {name: value / tokens for name, value in sums.items()}
+
+
+@dataclass
+class Online:
+    """A stage under way: prompts, models and rewards.
+
+    Attributes:
+        held_out: prompts by set, never trained on.
+        counts: what was left out.
+    """
+
+    context: StageContext[Any]
+    template: ChatTemplate
+    roles: Roles
+    writer: Writer
+    scorer: Scorer
+    prompts: list[Prompt]
+    held_out: dict[str, list[Prompt]]
+    counts: Counter[str]
+    parameters: int
+    streams: Streams
+
+    @property
+    def config(self) -> OnlineTraining:
+        config: OnlineTraining = self.context.config
+        return config
+
+    def rollouts(self, prompts: list[Prompt], *seed: str | int) -> Rollouts:
+        """A completion of each prompt by the policy as it is, and what every model says of it."""
+        written = self.writer.write(self.roles.model, prompts, seed=derive_seed(self.context.seed, *seed))
+        check_stop = self.context.stop.raise_if_set
+        return assess(
+            self.roles, written, self.config.temperature, self.config.micro_batch_tokens, check_stop=check_stop
+        )
+
+    def scores(self, rollouts: Rollouts) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted reward of each completion, that of a missing end included, and every part of it: [B]."""
+        total, parts = self.scorer(rollouts)
+        config, ended = self.config, torch.tensor(rollouts.completions.ended)
+        if config.missing_end is not None:
+            total = penalize_missing_end(
+                total, ended, penalty=config.missing_end, replace=not config.missing_end_subtracts
+            )
+        return total, parts
+
+
+def start(
+    context: StageContext[Any],
+    *,
+    value: bool,
+    value_scale: float = 1.0,
+    functions: Mapping[str, TextReward] | None = None,
+) -> Online:
+    """Load the policy (an adapter is merged first), everything that stands beside it, and the prompts.
+
+    Raises:
+        DataError: no prompt can be used.
+        ConfigError: the model's context does not hold a prompt and a completion, or a reward cannot be used.
+        ModelError: a model cannot be loaded.
+    """
+    config: OnlineTraining = context.config
+    streams = Streams(context.seed)
+    base = model_of(context.inputs["model"])
+    tokenizer = load_tokenizer(base)
+    template = chat_template(tokenizer, None, name=base.name)
+    tokenizer.chat_template = template.source
+    model = load_causal(base, dtype=compute_dtype(config.precision))
+    if hasattr(model, "peft_config"):
+        model, base = merged(model, tokenizer, context.folder / "base")
+    room = context_length(model) - config.max_new_tokens
+    if room < 1:
+        raise ConfigError(
+            f"max_new_tokens is {config.max_new_tokens} and the model's context {context_length(model)} tokens",
+            hint="lower max_new_tokens, so that a prompt fits before the completion",
+        )
+    prompts, held_out, counts = _prompts(context, template, min(config.prompt_tokens, room))
+    writer = Writer(template, stop_tokens(model, template, config.format), config.temperature, config.max_new_tokens)
+    folders = {name: context.inputs[f"reward:{stage}"] for name, stage in config.reward_stages().items()}
+    _check_vocabularies(folders, template)
+    lora = (config.lora or LoraConfig()) if config.method == "lora" else None
+    parameters = sum(p.numel() for p in model.parameters())
+    roles = make_roles(model, base, lora=lora, rewards=folders, value=value, value_scale=value_scale)
+    for name in folders:
+        if lora is not None and name not in roles.shared:
+            context.note(f"reward {name}: a model of its own beside the policy's base, for it was made on another")
+    scorer = Scorer(config.rewards, base=context.base_folder, folder=context.folder, functions=functions)
+    return Online(context, template, roles, writer, scorer, prompts, held_out, counts, parameters, streams)
+
+
+def _check_vocabularies(folders: Mapping[str, Path], template: ChatTemplate) -> None:
+    """A reward model reads the policy's tokens as they are."""
+    ours = template.tokenizer.get_vocab()
+    for name, folder in folders.items():
+        theirs = load_tokenizer(folder / "model").get_vocab()
+        if any(theirs.get(token) != index for token, index in ours.items()):
+            raise ConfigError(
+                f"reward '{name}' was trained with another tokenizer than the policy's",
+                hint="train the reward model on a model of the same family",
+            )
+
+
+def _prompts(
+    context: StageContext[Any], template: ChatTemplate, limit: int
+) -> tuple[list[Prompt], dict[str, list[Prompt]], Counter[str]]:
+    """The prompts to train on, those to measure with by set, and what was left out."""
+    config: OnlineTraining = context.config
+    held_out: dict[str, list[Prompt]] = {}
+    found: list[Prompt] = []
+    counts = Counter[str]()
+    for part in ("held_out", "train"):
+        for kind, names in (("conversations", config.conversations), ("preferences", config.preferences)):
+            for name in names:
+                prompts, lost = _read(context.inputs[f"{kind}:{name}"], kind, part, template, config.format, limit)
+                named = [replace(prompt, id=f"{name}:{prompt.id}") for prompt in prompts]
+                counts += Counter({f"held out, {k}" if part == "held_out" else k: n for k, n in lost.items()})
+                if part == "held_out":
+                    held_out[name] = held_out.get(name, []) + named
+                else:
+                    found += named
+    # Of one set they are apart already; two sets may share prompts.
+    measured = {normalize(prompt.text) for prompts in held_out.values() for prompt in prompts}
+    kept = [prompt for prompt in found if normalize(prompt.text) not in measured]
+    counts["prompts that another set holds out"] = len(found) - len(kept)
+    if not kept:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+        raise DataError(
+            f"no prompt is left to learn from: {reasons or 'the sets are empty'}",
+            hint="raise `prompt_tokens`, or hold out less",
+        )
+    held_out = {name: prompts for name, prompts in held_out.items() if prompts}
+    return kept, held_out, Counter({reason: count for reason, count in counts.items() if count})
+
+
+def _read(
+    folder: Path, kind: str, part: Any, template: ChatTemplate, form: Format, limit: int
+) -> tuple[list[Prompt], Counter[str]]:
+    if kind == "conversations":
+        return prompts_of_conversations(stored_conversations(folder, part), template, form, limit=limit)
+    return prompts_of_judgements(stored_preferences(folder, part), template, form, limit=limit)
+
+
+def plan(online: Online) -> tuple[list[Iteration], int]:
+    """Every iteration, as far as the token budget certainly lasts, and how many prompts' visits that leaves out.
+
+    Raises:
+        DataError: it does not last for one iteration.
+    """
+    config = online.config
+    iterations = plan_iterations(
+        len(online.prompts), epochs=config.epochs, per_iteration=config.prompts, samples=config.samples,
+        batch_size=config.batch_size, passes=config.passes, seed=online.context.seed,
+    )  # fmt: skip
+    used, kept = 0, []
+    for iteration in iterations:
+        longest = sum(len(online.prompts[i].tokens) + config.max_new_tokens for i in iteration.prompts)
+        used += longest * config.passes * (1 if online.roles.value is None else 2)
+        if config.max_train_tokens is not None and used > config.max_train_tokens:
+            break
+        kept.append(iteration)
+    if not kept:
+        raise DataError("there is not one training step", hint="raise `max_train_tokens` or `epochs`")
+    left_out = sum(len(i.prompts) for i in iterations) - sum(len(i.prompts) for i in kept)
+    return kept, left_out // config.samples
+
+
+def explorer(online: Online, method: Method) -> Callable[[Iteration, list[dict[str, Any]]], Experience]:
+    """What makes an iteration's experience with the policy as it is."""
+
+    def explore(iteration: Iteration, earlier: list[dict[str, Any]]) -> Experience:
+        rollouts = online.rollouts([online.prompts[i] for i in iteration.prompts], "rollouts", iteration.number)
+        scores, parts = online.scores(rollouts)
+        beta = method.next_beta(earlier)
+        advantages, returns = method.advantages(rollouts, scores, beta)
+        log = {"iteration": iteration.number, "step": iteration.first_step, "beta": beta}
+        log |= summary(rollouts, scores, parts, samples=online.config.samples)
+        if rollouts.values is not None:
+            log["explained_variance"] = _explained_variance(rollouts.values, returns, rollouts.mask)
+        _alarm(online.context, log, earlier)
+        return Experience(
+            torch.tensor(iteration.prompts), stacked_tokens(rollouts.completions.tokens, rollouts.mask), rollouts.mask,
+            rollouts.log_probs, rollouts.reference, advantages,
+            torch.empty(0) if rollouts.values is None else rollouts.values, returns, log,
+        )  # fmt: skip
+
+    return explore
+
+
+def summary(rollouts: Rollouts, scores: Tensor, parts: Mapping[str, Tensor], *, samples: int) -> dict[str, Any]:
+    """The health of some rollouts: means over completions, JSON-able.
+
+    `kl` is summed over each completion's tokens (k1, from the reference); `entropy` is the mean of -log p of the
+    sampled tokens; `without_spread` the share of prompts all of whose completions got one score.
+    """
+    groups = scores.view(-1, samples)
+    kl = token_kl(rollouts.log_probs, rollouts.reference, "k1")
+    return {
+        "completions": len(scores),
+        "score": float(scores.mean()),
+        "score_deviation": float(scores.std(correction=0)),
+        "rewards": {name: float(values.mean()) for name, values in parts.items()},
+        "kl": float(torch.where(rollouts.mask, kl, 0.0).sum(1).mean()),
+        "entropy": -float(masked_mean(rollouts.log_probs, rollouts.mask)),
+        "tokens": float(rollouts.mask.sum(1).float().mean()),
+        "ended": float(np.mean(rollouts.completions.ended)),
+        "without_spread": float((groups.amax(1) == groups.amin(1)).float().mean()) if samples > 1 else None,
+    }
+
+
+def _explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float | None:
+    """1 - Var(returns - values) / Var(returns) over completion tokens: 1 is a perfect value model, below 0 one that is
+    worse than a constant; None where the returns do not vary."""
+    spread = returns[mask].var(correction=0)
+    return float(1 - (returns - values)[mask].var(correction=0) / spread) if spread > 0 else None
+
+
+def _alarm(context: StageContext[Any], log: Mapping[str, Any], earlier: list[dict[str, Any]]) -> None:
+    """Say it once when the policy runs off."""
+    before = earlier[-1] if earlier else {"kl": 0.0, "ended": 1.0}
+    where = f"iteration {log['iteration'] + 1}"
+    if log["kl"] > KL_ALARM >= before["kl"]:
+        context.note(f"{where}: KL {log['kl']:.0f} nats a completion: the reward is being gamed; raise `beta`")
+    if log["ended"] < ENDED_ALARM <= before["ended"]:
+        context.note(
+            f"{where}: only {log['ended']:.0%} of the completions end; raise `max_new_tokens`, or `epochs` of sft"
+        )
+
+
+def learn(online: Online, method: Method) -> StageReport:
+    """Measure, train, measure, save.
+
+    Raises:
+        Interrupted, CheckpointError, QuilateError: as `fit`.
+    """
+    context, config = online.context, online.config
+    iterations, left_out = plan(online)
+    before = once(context.folder / "before.json", lambda: measure(online, "before"))
+    batches = OnlineBatches(
+        context.folder, online.prompts, iterations, explorer(online, method),
+        micro_batch_tokens=config.micro_batch_tokens, texts=method.texts, settings=config.as_json(),
+    )  # fmt: skip
+    loss = OnlineLoss(online.roles, method, config)
+    model = WithoutDropout(online.roles.trained)
+    fitted = train(
+        context, model, batches, loss, online.streams, rate=method.rate, eps=ADAM_EPS, measured=loss.measured
+    )
+    after = measure(online, "after")
+    trainable = trainable_parameters(online.roles.trained)
+    save_chat_model(context.folder, online.roles.finished_model(), online.template)
+    log = batches.log()
+    _describe(context, before, after)
+    return StageReport(
+        train_tokens=fitted.tokens,
+        flops=_flops(online, fitted.tokens, trainable),
+        trainable_parameters=trainable,
+        counts={
+            **online.counts,
+            "refused updates": fitted.refused_updates,
+            "prompts over the token budget": left_out,
+            "completions cut for length": sum(round((1 - row["ended"]) * row["completions"]) for row in log),
+        },
+        facts={
+            "train_prompts": len(online.prompts),
+            "iterations": len(iterations),
+            "completions": sum(row["completions"] for row in log),
+            "steps": fitted.steps,
+            "parameters": online.parameters,
+            "measure": "reward",
+            "before": {name: found["score"]["mean"] for name, found in before.items()},
+            "after": {name: found["score"]["mean"] for name, found in after.items()},
+            "held_out": {name: {"before": before[name], "after": after[name]} for name in after},
+            "rewards_on_the_policys_base": list(online.roles.shared),
+            "dtype": str(online.roles.model.dtype).removeprefix("torch."),
+        },
+    )
+
+
+def _flops(online: Online, tokens: int, trainable: int) -> float:
+    """Training, writing, and asking each model once about what was written: 2N a token read."""
+    critic = online.roles.value is not None
+    written = tokens / online.config.passes / (2 if critic else 1)
+    readers = 3 + critic + len(online.roles.rewards)  # the writer, the policy and its reference, and who judges
+    return training_flops(tokens, online.parameters, trainable) + 2.0 * online.parameters * readers * written
+
+
+def measure(online: Online, name: str) -> dict[str, Any]:
+    """What the policy earns on held-out prompts, a completion each, sampled with the same random numbers every time;
+    what it wrote is left in `held-out-{name}.jsonl`."""
+    report: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    for set_name, prompts in online.held_out.items():
+        rollouts = online.rollouts(prompts, "held out", set_name)
+        scores, parts = online.scores(rollouts)
+        groups = [prompt.group for prompt in prompts]
+        log = summary(rollouts, scores, parts, samples=1)
+        report[set_name] = {
+            "score": mean_report(scores.numpy(), groups),
+            "rewards": {part: mean_report(values.numpy(), groups) for part, values in parts.items()},
+            **{key: round(log[key], 4) for key in ("kl", "entropy", "tokens", "ended")},
+        }
+        for i, prompt in enumerate(prompts):
+            written = {"id": prompt.id, "prompt": prompt.text, "completion": rollouts.completions.texts[i]}
+            rows.append(written | {"score": float(scores[i])} | {part: float(v[i]) for part, v in parts.items()})
+    write_jsonl(online.context.folder / f"held-out-{name}.jsonl", rows)
+    return report
+
+
+def _describe(context: StageContext[Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    for name, found in after.items():
+        was, now = before[name]["score"], found["score"]
+        context.note(
+            f"{name}: {now['items']} held-out prompts of {now['groups']} groups: reward {was['mean']:.3f} -> "
+            f"{now['mean']:.3f} ({now['low']:.3f} to {now['high']:.3f}), KL {found['kl']:.2f} nats a completion, "
+            f"{found['ended']:.0%} end, {found['tokens']:.0f} tokens"
+        )
+
+
+def default_rate(config: OnlineTraining, rates: Mapping[str, float]) -> float:
+    return config.lr or rates[config.method]

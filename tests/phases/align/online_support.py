@@ -1,0 +1,55 @@
+"""A policy to train on made-up prompts, and rewards whose optimum is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from judged import Folder
+
+from quilate.config import Config, validate
+from quilate.engine.interrupts import StopRequest
+from quilate.phases.align.online import Online, start
+from quilate.phases.align.rollouts import Prompt
+from quilate.phases.stage import StageContext, StageReport
+from quilate.recipe.kinds import stage_kind
+
+SETTINGS: dict[str, Any] = {
+    "preferences": ["gustos"], "precision": "fp32", "max_new_tokens": 8, "lr": 1e-2, "decay": "constant",
+    "warmup": 0.0, "micro_batch_tokens": 1200, "prompts": 8, "samples": 4, "batch_size": 16, "passes": 2, "epochs": 1,
+}  # fmt: skip
+ALWAYS = {"todo": {"kind": "rules", "path": "todo.yaml"}}
+
+
+def share_of_a(prompts: Sequence[Prompt], texts: Sequence[str]) -> Mapping[str, Sequence[float]]:
+    """Which share of a completion's characters is the letter a."""
+    return {"": [text.count("a") / max(1, len(text)) for text in texts]}
+
+
+def always_one(folder: Folder) -> None:
+    """Makes the file that `ALWAYS` names."""
+    (folder.root / "todo.yaml").write_text("rules:\n  - {name: todo, pattern: '', score: 1.0}\n", encoding="utf-8")
+
+
+def context(
+    folder: Folder, kind: str, name: str, stop: StopRequest | None = None, inputs: Mapping[str, Path] | None = None, **keys: Any
+) -> StageContext[Any]:  # fmt: skip
+    place = folder.root / name
+    place.mkdir(exist_ok=True)
+    always_one(folder)
+    config: Config = validate(
+        stage_kind(kind).config, {"kind": kind, "rewards": ALWAYS} | SETTINGS | keys, source="t"
+    )
+    roles = {"model": folder.root / "base", "preferences:gustos": folder.root / "gustos"} | dict(inputs or {})
+    return StageContext(
+        config, roles, place, 3, folder.root, lambda _: None, folder.notes.append, stop or StopRequest()
+    )
+
+
+def run(folder: Folder, kind: str, name: str, stop: StopRequest | None = None, **keys: Any) -> StageReport:
+    return stage_kind(kind).run(context(folder, kind, name, stop, **keys))
+
+
+def online(folder: Folder, kind: str, name: str = "en línea", **keys: Any) -> Online:
+    return start(context(folder, kind, name, **keys), value=kind == "ppo")
