@@ -105,9 +105,7 @@ def train(
         warmup_steps=round(config.warmup * len(batches)),
         decay=config.decay,
     )
-    optimizer = AdamW(
-        model.named_parameters(), eps=eps, weight_decay=config.weight_decay, rounding=streams["rounding"]
-    )
+    optimizer = AdamW(model.named_parameters(), eps=eps, weight_decay=config.weight_decay, rounding=streams["rounding"])
     result = fit(
         model, batches, loss_function, optimizer, schedule, streams,
         folder=context.folder, listener=context.listener, stop=context.stop, warn=context.note,

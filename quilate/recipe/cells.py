@@ -62,7 +62,7 @@ def _cell(run: Path, name: str, stages: dict[str, dict[str, Any]], metric: str) 
     )
 
 
-MODEL_KINDS = ("pretrain", "adapt", "sft", "reward", "dpo")
+MODEL_KINDS = ("pretrain", "adapt", "sft", "reward", "dpo", "ppo", "grpo")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from quilate.files import digest
 from quilate.models.source import content_of_model
 from quilate.phases.adapt import AdaptConfig
 from quilate.phases.align.dpo import DpoConfig
+from quilate.phases.align.grpo import GrpoConfig
+from quilate.phases.align.online import OnlineTraining, content_of_rewards
+from quilate.phases.align.ppo import PpoConfig
 from quilate.phases.align.preferences import content_of_preferences
 from quilate.phases.align.reward import RewardConfig
 from quilate.phases.api import ApiConfig
@@ -24,7 +27,7 @@ from quilate.phases.inputs import content_of_sources
 from quilate.phases.pretrain import PretrainConfig
 from quilate.phases.sft import SftConfig
 from quilate.recipe.kinds import stage_kind
-from quilate.recipe.schema import BASE, ArmConfig, Recipe, StageConfig, stands_on
+from quilate.recipe.schema import BASE, ArmConfig, Recipe, StageConfig, needs, stands_on
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ PHASE_OF_STAGE = {
     "sft": "fine-tuning",
     "finetune": "fine-tuning",
     "dpo": "alignment",
+    "ppo": "alignment",
+    "grpo": "alignment",
 }
 
 
@@ -122,7 +127,7 @@ def phase_and_method(recipe: Recipe, arm: ArmConfig) -> tuple[str, str]:
 
 def seeds_of(recipe: Recipe, node: ArmConfig | StageConfig) -> list[int]:
     """The seeds an arm or stage is run with: one if neither it nor what it stands on changes with the seed."""
-    if isinstance(node, (PretrainConfig, AdaptConfig, SftConfig, RewardConfig, DpoConfig)):
+    if isinstance(node, (PretrainConfig, AdaptConfig, SftConfig, RewardConfig, DpoConfig, OnlineTraining)):
         return recipe.seeds[:1] if node.once else recipe.seeds
     below = _below(recipe, node)
     changes = _draws(node) or (below is not None and len(seeds_of(recipe, below)) > 1)
@@ -181,7 +186,7 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
     evaluated: dict[str, list[str]] = {}
     for name in _upstream_first(recipe.stages):
         for seed in seeds_of(recipe, recipe.stages[name]):
-            _add_stage(graph, name, recipe.stages[name], seed)
+            _add_stage(graph, name, recipe.stages[name], seed, base_folder)
     for name in _upstream_first(recipe.arms):
         arm = recipe.arms[name]
         for seed in seeds_of(recipe, arm):
@@ -198,13 +203,13 @@ def _task_of(graph: Graph) -> dict[str, str]:
 
 
 def _upstream_first(named: Mapping[str, StageConfig | ArmConfig]) -> list[str]:
-    """Names in the recipe's order, but each after the one it stands on."""
+    """Names in the recipe's order, but each after those it needs."""
     ordered: list[str] = []
 
     def visit(name: str) -> None:
-        on = stands_on(named[name])
-        if on is not None and on in named and on not in ordered:
-            visit(on)
+        for needed in needs(named[name]):
+            if needed in named and needed not in ordered:
+                visit(needed)
         if name not in ordered:
             ordered.append(name)
 
@@ -221,10 +226,11 @@ def _model_node(recipe: Recipe, name: str, seed: int) -> str:
     return f"{name}-s{seed if seed in seeds else seeds[0]}"
 
 
-def _add_stage(graph: Graph, name: str, stage: StageConfig, seed: int) -> None:
+def _add_stage(graph: Graph, name: str, stage: StageConfig, seed: int, base_folder: Path) -> None:
     """A stage trains on some corpora, sets of conversations or of judgements, and is measured on all of these; the
     task's own texts may be among the corpora. An aligned model is measured on the corpora too."""
     recipe = graph.recipe
+    content = None
     corpora = {f"corpus:{name}": f"corpus-{name}" for name in recipe.corpora}
     judgements = {f"preferences:{name}": f"preferences-{name}" for name in recipe.preferences}
     match stage:
@@ -234,12 +240,25 @@ def _add_stage(graph: Graph, name: str, stage: StageConfig, seed: int) -> None:
             inputs = judgements
         case DpoConfig():
             inputs = corpora | judgements
+        case PpoConfig() | GrpoConfig():
+            inputs = _inputs_of_rewards(recipe, stage, seed)
+            content = content_of_rewards(stage, base_folder)
         case PretrainConfig() | AdaptConfig():
             inputs = _task_of(graph) | corpora
     on = stands_on(stage)
     if on is not None:
         inputs["model"] = _model_node(graph.recipe, on, seed)
-    graph.add(f"{name}-s{seed}", stage.kind, stage.as_json(), inputs, seed=seed)
+    graph.add(f"{name}-s{seed}", stage.kind, stage.as_json(), inputs, seed=seed, content=content)
+
+
+def _inputs_of_rewards(recipe: Recipe, stage: PpoConfig | GrpoConfig, seed: int) -> dict[str, str]:
+    """Prompts, reward models, and pretraining text to learn beside."""
+    inputs = {f"conversations:{name}": f"conversations-{name}" for name in stage.conversations}
+    inputs |= {f"preferences:{name}": f"preferences-{name}" for name in stage.preferences}
+    inputs |= {f"reward:{judge}": _model_node(recipe, judge, seed) for judge in stage.reward_stages().values()}
+    if isinstance(stage, PpoConfig) and stage.text is not None:
+        inputs |= {f"corpus:{name}": f"corpus-{name}" for name in stage.text.corpora}
+    return inputs
 
 
 def _add_arm(graph: Graph, name: str, arm: ArmConfig, seed: int) -> str:

@@ -10,6 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from quilate.config import Config
 from quilate.phases.adapt import AdaptConfig
 from quilate.phases.align.dpo import DpoConfig
+from quilate.phases.align.grpo import GrpoConfig
+from quilate.phases.align.online import OnlineTraining
+from quilate.phases.align.ppo import PpoConfig
 from quilate.phases.align.preferences import PreferencesConfig
 from quilate.phases.align.reward import RewardConfig
 from quilate.phases.api import ApiConfig
@@ -27,7 +30,8 @@ from quilate.tasks.classification import TaskConfig
 ArmConfig = Annotated[BaselineConfig | IclConfig | ApiConfig | FinetuneConfig, Field(discriminator="kind")]
 
 StageConfig = Annotated[
-    PretrainConfig | AdaptConfig | SftConfig | RewardConfig | DpoConfig, Field(discriminator="kind")
+    PretrainConfig | AdaptConfig | SftConfig | RewardConfig | DpoConfig | PpoConfig | GrpoConfig,
+    Field(discriminator="kind"),
 ]
 
 BASE = "base"  # the name by which `on:` refers to the base model
@@ -39,6 +43,13 @@ RESERVED = (BASE, "task", "report")
 def stands_on(node: StageConfig | ArmConfig) -> str | None:
     """The name of the model a stage or arm starts from; None if it starts from nothing."""
     return None if isinstance(node, (PretrainConfig, BaselineConfig, ApiConfig)) else node.on
+
+
+def needs(node: StageConfig | ArmConfig) -> list[str]:
+    """The names of every stage or arm that a stage or arm uses, the one it stands on first; the base is none."""
+    judges = node.reward_stages().values() if isinstance(node, OnlineTraining) else []
+    on = stands_on(node)
+    return list(dict.fromkeys(name for name in (on, *judges) if name is not None and name != BASE))
 
 
 class Budget(Config):
@@ -62,12 +73,15 @@ class Recipe(Config):
     corpora: dict[str, CorpusConfig] = Field(default_factory=dict)
     """Raw text, by name, for the stages to train on and to measure with."""
     conversations: dict[str, ConversationsConfig] = Field(default_factory=dict)
-    """Sets of conversations, by name, for `sft` stages to train on and to measure with."""
+    """Sets of conversations, by name, for `sft` stages to train on and to measure with, and to ask from in `ppo` and
+    `grpo` stages."""
     preferences: dict[str, PreferencesConfig] = Field(default_factory=dict)
-    """Sets of human judgements, by name, for `reward` and `dpo` stages to train on and to measure with."""
+    """Sets of human judgements, by name, for `reward` and `dpo` stages to train on and to measure with, and to ask from
+    in `ppo` and `grpo` stages."""
     stages: dict[str, StageConfig] = Field(default_factory=dict)
-    """Models made before any arm, by name: `pretrain`, `adapt`, `sft`, `reward` and `dpo`. Those trained on raw text
-    are measured on every corpus, those trained on conversations or human judgements on every set of them."""
+    """Models made before any arm, by name: `pretrain`, `adapt`, `sft`, `reward`, `dpo`, `ppo` and `grpo`. Those trained
+    on raw text are measured on every corpus, those trained on conversations or human judgements on every set of
+    them."""
     arms: dict[str, ArmConfig] = Field(default_factory=dict)
     """The ways of solving the task, by name."""
     seeds: list[int] = Field(default=[0, 1], min_length=1)
@@ -126,18 +140,28 @@ class Recipe(Config):
                 raise ValueError(f"stage '{name}' stands on arm '{on}': stages come before arms")
             if on in tuned and tuned[on].method == "adapter" and name in tuned and tuned[name].method != "head":
                 raise ValueError(f"'{name}' trains on top of '{on}', whose bottleneck adapters cannot be merged")
+            self._refuse_unknown_judges(name, node)
+        for name in self.stages | self.arms:
             self._refuse_cycle(name)
         self._refuse_unknown_corpora()
         return self
 
-    def _refuse_cycle(self, name: str) -> None:
-        seen: list[str] = []
-        following: str | None = name
-        while following is not None and following != BASE:
-            if following in seen:
-                raise ValueError(f"these stand on one another in a circle: {' -> '.join([*seen, following])}")
-            seen.append(following)
-            following = stands_on((self.stages | self.arms)[following])
+    def _refuse_cycle(self, name: str, below: tuple[str, ...] = ()) -> None:
+        if name in below:
+            raise ValueError(
+                f"these stand on one another in a circle: {' -> '.join([*below[below.index(name) :], name])}"
+            )
+        for needed in needs((self.stages | self.arms)[name]):
+            self._refuse_cycle(needed, (*below, name))
+
+    def _refuse_unknown_judges(self, name: str, node: StageConfig | ArmConfig) -> None:
+        judges = [judge for judge, stage in self.stages.items() if isinstance(stage, RewardConfig)]
+        for wanted in node.reward_stages().values() if isinstance(node, OnlineTraining) else []:
+            if wanted not in judges:
+                known = ", ".join(judges) or "there are none"
+                raise ValueError(
+                    f"stage '{name}' is rewarded by '{wanted}', which is no `reward` stage; known: {known}"
+                )
 
     def _refuse_unknown_corpora(self) -> None:
         known = [*self.corpora, *([TASK_CORPUS] if self.task else [])]
@@ -148,12 +172,16 @@ class Recipe(Config):
             if isinstance(stage, RewardConfig | DpoConfig):
                 self._refuse_unknown_sets(name, "preferences", stage.preferences)
                 continue
-            unknown = [corpus for corpus in stage.corpora if corpus not in known]
+            if isinstance(stage, OnlineTraining):
+                self._refuse_unknown_sets(name, "conversations", stage.conversations)
+                self._refuse_unknown_sets(name, "preferences", stage.preferences)
+            wanted = _corpora_of(stage)
+            unknown = [corpus for corpus in wanted if corpus not in known]
             if unknown:
                 raise ValueError(
                     f"stage '{name}' names '{unknown[0]}', which is not in `corpora`; known: {', '.join(known)}"
                 )
-            measured = [c for c in stage.corpora if c != TASK_CORPUS and self.corpora[c].held_out == 1]
+            measured = [c for c in wanted if c != TASK_CORPUS and self.corpora[c].held_out == 1]
             if measured:
                 raise ValueError(f"stage '{name}' trains on '{measured[0]}', all of which is held out")
 
@@ -165,3 +193,10 @@ class Recipe(Config):
                 raise ValueError(f"stage '{name}' names '{one}', which is not in `{key}`; known: {known}")
             if sets[one].held_out == 1:
                 raise ValueError(f"stage '{name}' trains on '{one}', all of which is held out")
+
+
+def _corpora_of(stage: PretrainConfig | AdaptConfig | PpoConfig | GrpoConfig) -> list[str]:
+    """The corpora that a stage trains on."""
+    if isinstance(stage, PretrainConfig | AdaptConfig):
+        return list(stage.corpora)
+    return stage.text.corpora if isinstance(stage, PpoConfig) and stage.text is not None else []

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quilate.config import validate
 from quilate.errors import ConfigError
-from quilate.recipe.graph import is_deterministic, phase_and_method, seeds_of
-from quilate.recipe.schema import Recipe
+from quilate.recipe.graph import build_graph, is_deterministic, phase_and_method, seeds_of
+from quilate.recipe.schema import Recipe, needs
 
 
 def recipe(**arms: Any) -> Recipe:
@@ -136,3 +137,40 @@ def test_prompting_an_aligned_model_is_alignment() -> None:
     value["arms"]["zero"]["on"] = "polite"
     one = validate(Recipe, value, source="t")
     assert phase_and_method(one, one.arms["zero"]) == ("alignment", "polite then zero-shot")
+
+
+def test_rewards_come_from_reward_stages_wherever_they_stand_in_the_file() -> None:
+    judged = {"judge": {"kind": "stage", "on": "judge"}}
+    online = {"kind": "ppo", "preferences": ["juicios"], "rewards": judged}
+    judge = {"kind": "reward", "preferences": ["juicios"]}
+    one = aligned(online=online, further={**online, "kind": "grpo", "on": "online"}, judge=judge)
+    assert needs(one.stages["online"]) == ["judge"] and needs(one.stages["further"]) == ["online", "judge"]
+    with pytest.raises(ConfigError, match="rewarded by 'online', which is no `reward` stage; known: judge"):
+        aligned(judge=judge, online={**online, "rewards": {"judge": {"kind": "stage", "on": "online"}}})
+    with pytest.raises(ConfigError, match="in a circle: judge -> online -> judge"):
+        aligned(judge={**judge, "on": "online"}, online=online)
+    with pytest.raises(ConfigError, match="'otros', which is not in `conversations`"):
+        aligned(judge=judge, online={**online, "conversations": ["otros"]})
+    with pytest.raises(ConfigError, match="'textos', which is not in `corpora`"):
+        aligned(judge=judge, online={**online, "text": {"corpora": ["textos"]}})
+
+
+def test_a_changed_rule_is_another_stage(tmp_path: Path) -> None:
+    (tmp_path / "j.jsonl").write_text("{}\n")
+    rewarded = {
+        "kind": "grpo",
+        "preferences": ["j"],
+        "rewards": {"r": {"kind": "rules", "path": "r.yaml"}},
+        "on": "new",
+    }
+    new = {"kind": "pretrain", "size": "tiny", "corpora": {"c": 1.0}}
+    (tmp_path / "c.txt").write_text("Un texto.\n", encoding="utf-8")
+    value = {
+        "recipe": "r", "corpora": {"c": {"path": "c.txt"}}, "preferences": {"j": {"path": "j.jsonl"}},
+        "stages": {"rewarded": rewarded, "new": new}, "seeds": [0],
+    }  # fmt: skip
+    ids = []
+    for score in (1.0, 2.0):
+        (tmp_path / "r.yaml").write_text(f"rules:\n  - {{name: a, pattern: a, score: {score}}}\n")
+        ids.append(build_graph(validate(Recipe, value, source="t"), tmp_path).nodes["rewarded-s0"].id)
+    assert ids[0] != ids[1]

@@ -20,7 +20,7 @@ from quilate.data.packing import Example
 from quilate.engine.completions import WithoutDropout
 from quilate.errors import ConfigError, DataError
 from quilate.evaluation.rewards import mean_report
-from quilate.files import write_jsonl
+from quilate.files import sha256_of_file, write_jsonl
 from quilate.models.load import context_length, load_causal, load_tokenizer, trainable_parameters
 from quilate.models.precision import compute_dtype
 from quilate.models.tuning.lora import LoraConfig
@@ -49,7 +49,7 @@ from quilate.phases.align.rollouts import (
     prompts_of_judgements,
     stop_tokens,
 )
-from quilate.phases.align.scoring import AnyReward, Scorer, StageReward, TextReward
+from quilate.phases.align.scoring import AnyReward, RulesReward, Scorer, StageReward, TextReward
 from quilate.phases.conversations import stored_conversations
 from quilate.phases.example_training import ExampleTraining, train, training_flops
 from quilate.phases.sft import chat_template, save_chat_model
@@ -229,10 +229,11 @@ class Online:
         config: OnlineTraining = self.context.config
         return config
 
-    def rollouts(self, prompts: list[Prompt], *seed: str | int) -> Rollouts:
+    def rollouts(
+        self, prompts: list[Prompt], *seed: str | int, check_stop: Callable[[], None] = lambda: None
+    ) -> Rollouts:
         """A completion of each prompt by the policy as it is, and what every model says of it."""
         written = self.writer.write(self.roles.model, prompts, seed=derive_seed(self.context.seed, *seed))
-        check_stop = self.context.stop.raise_if_set
         return assess(
             self.roles, written, self.config.temperature, self.config.micro_batch_tokens, check_stop=check_stop
         )
@@ -368,7 +369,8 @@ def plan(online: Online) -> tuple[list[Iteration], int]:
 
 
 def explorer(online: Online, method: Method) -> Callable[[Iteration, list[dict[str, Any]]], Experience]:
-    """What makes an iteration's experience with the policy as it is."""
+    """What makes an iteration's experience with the policy as it is. A request to stop waits for the step after it,
+    which is saved."""
 
     def explore(iteration: Iteration, earlier: list[dict[str, Any]]) -> Experience:
         rollouts = online.rollouts([online.prompts[i] for i in iteration.prompts], "rollouts", iteration.number)
@@ -492,7 +494,7 @@ def measure(online: Online, name: str) -> dict[str, Any]:
     report: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     for set_name, prompts in online.held_out.items():
-        rollouts = online.rollouts(prompts, "held out", set_name)
+        rollouts = online.rollouts(prompts, "held out", set_name, check_stop=online.context.stop.raise_if_set)
         scores, parts = online.scores(rollouts)
         groups = [prompt.group for prompt in prompts]
         log = summary(rollouts, scores, parts, samples=1)
@@ -516,6 +518,16 @@ def _describe(context: StageContext[Any], before: Mapping[str, Any], after: Mapp
             f"{now['mean']:.3f} ({now['low']:.3f} to {now['high']:.3f}), KL {found['kl']:.2f} nats a completion, "
             f"{found['ended']:.0%} end, {found['tokens']:.0f} tokens"
         )
+
+
+def content_of_rewards(config: OnlineTraining, base: Path) -> dict[str, str] | None:
+    """The digest of every file of rules, by the reward's name; None if there is none.
+
+    Raises:
+        DataError: one is missing.
+    """
+    paths = {name: source.path for name, source in config.rewards.items() if isinstance(source, RulesReward)}
+    return {name: sha256_of_file(base / path) for name, path in paths.items()} or None
 
 
 def default_rate(config: OnlineTraining, rates: Mapping[str, float]) -> float:

@@ -10,21 +10,32 @@ from judged import Folder
 
 from quilate.config import Config, validate
 from quilate.engine.interrupts import StopRequest
+from quilate.engine.runlog import ProgressListener
 from quilate.phases.align.online import Online, start
 from quilate.phases.align.rollouts import Prompt
 from quilate.phases.stage import StageContext, StageReport
 from quilate.recipe.kinds import stage_kind
 
+# Prompts of a few tokens, for speed: the machine's time goes into calls, not into arithmetic.
+SYLLABLES = [f"{vowel}{consonant}" for vowel in "aeiou" for consonant in "lmnrs"]
 SETTINGS: dict[str, Any] = {
-    "preferences": ["gustos"], "precision": "fp32", "max_new_tokens": 8, "lr": 1e-2, "decay": "constant",
-    "warmup": 0.0, "micro_batch_tokens": 1200, "prompts": 8, "samples": 4, "batch_size": 16, "passes": 2, "epochs": 1,
+    "preferences": ["gustos"], "format": "text", "precision": "fp32", "max_new_tokens": 4, "lr": 1e-2,
+    "decay": "constant", "warmup": 0.0, "micro_batch_tokens": 2000, "prompts": 10, "samples": 2, "batch_size": 10,
+    "passes": 2, "epochs": 1,
 }  # fmt: skip
 ALWAYS = {"todo": {"kind": "rules", "path": "todo.yaml"}}
 
 
-def share_of_a(prompts: Sequence[Prompt], texts: Sequence[str]) -> Mapping[str, Sequence[float]]:
-    """Which share of a completion's characters is the letter a."""
-    return {"": [text.count("a") / max(1, len(text)) for text in texts]}
+def early_letters(prompts: Sequence[Prompt], texts: Sequence[str]) -> Mapping[str, Sequence[float]]:
+    """Which share of a completion's characters is of the alphabet's first half."""
+    return {"": [sum(c in "abcdefghijklm" for c in text) / max(1, len(text)) for text in texts]}
+
+
+def asked(folder: Folder) -> Folder:
+    """The folder with short prompts in place of the planted judgements."""
+    rows = [{"prompt": text, "chosen": "sí", "rejected": "no", "group": text} for text in SYLLABLES]
+    folder.judgements("gustos", rows, held_out=0.2)
+    return folder
 
 
 def always_one(folder: Folder) -> None:
@@ -33,23 +44,26 @@ def always_one(folder: Folder) -> None:
 
 
 def context(
-    folder: Folder, kind: str, name: str, stop: StopRequest | None = None, inputs: Mapping[str, Path] | None = None, **keys: Any
-) -> StageContext[Any]:  # fmt: skip
+    folder: Folder,
+    kind: str,
+    name: str,
+    *,
+    stop: StopRequest | None = None,
+    listener: ProgressListener = lambda _: None,
+    inputs: Mapping[str, Path] | None = None,
+    **keys: Any,
+) -> StageContext[Any]:
     place = folder.root / name
     place.mkdir(exist_ok=True)
     always_one(folder)
-    config: Config = validate(
-        stage_kind(kind).config, {"kind": kind, "rewards": ALWAYS} | SETTINGS | keys, source="t"
-    )
+    config: Config = validate(stage_kind(kind).config, {"kind": kind, "rewards": ALWAYS} | SETTINGS | keys, source="t")
     roles = {"model": folder.root / "base", "preferences:gustos": folder.root / "gustos"} | dict(inputs or {})
-    return StageContext(
-        config, roles, place, 3, folder.root, lambda _: None, folder.notes.append, stop or StopRequest()
-    )
+    return StageContext(config, roles, place, 3, folder.root, listener, folder.notes.append, stop or StopRequest())
 
 
-def run(folder: Folder, kind: str, name: str, stop: StopRequest | None = None, **keys: Any) -> StageReport:
-    return stage_kind(kind).run(context(folder, kind, name, stop, **keys))
+def run(folder: Folder, kind: str, name: str, **keys: Any) -> StageReport:
+    return stage_kind(kind).run(context(folder, kind, name, **keys))
 
 
-def online(folder: Folder, kind: str, name: str = "en línea", **keys: Any) -> Online:
+def online(folder: Folder, kind: str, name: str = "línea", **keys: Any) -> Online:
     return start(context(folder, kind, name, **keys), value=kind == "ppo")
