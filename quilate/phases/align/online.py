@@ -377,7 +377,7 @@ def explorer(online: Online, method: Method) -> Callable[[Iteration, list[dict[s
         scores, parts = online.scores(rollouts)
         beta = method.next_beta(earlier)
         advantages, returns = method.advantages(rollouts, scores, beta)
-        log = {"iteration": iteration.number, "step": iteration.first_step, "beta": beta}
+        log: dict[str, Any] = {"iteration": iteration.number, "step": iteration.first_step, "beta": beta}
         log |= summary(rollouts, scores, parts, samples=online.config.samples)
         if rollouts.values is not None:
             log["explained_variance"] = _explained_variance(rollouts.values, returns, rollouts.mask)

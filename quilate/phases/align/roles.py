@@ -106,7 +106,8 @@ class Role:
         packed = packed.to(self.encoder.device)
         divided = self.encoder.divided
         predicting = divided.transform(self.hidden(packed)[packed.source_positions])
-        weight, bias = divided.head.weight, divided.head.bias
+        weight: Tensor = divided.head.weight
+        bias: Tensor | None = divided.head.bias
         if temperature != 1:
             predicting, bias = predicting / temperature, None if bias is None else bias / temperature
         return linear_token_log_probs(predicting, weight, bias, packed.targets)

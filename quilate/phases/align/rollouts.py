@@ -225,9 +225,10 @@ def mask_of(completions: Sequence[Sequence[int]]) -> Tensor:
 
 def place(target: Tensor, mask: Tensor, rows: Sequence[int], flat: Tensor) -> None:
     """Write values of packed completions [S], in the order of `rows`, into their places of `target` [B, T]."""
-    sizes = mask[list(rows)].sum(1).tolist()
-    for row, part in zip(rows, flat.detach().float().cpu().split(sizes), strict=True):
-        target[row, : len(part)] = part
+    chosen = list(rows)
+    block = torch.zeros(len(chosen), mask.shape[1])
+    block[mask[chosen]] = flat.detach().float().cpu()
+    target[chosen] = block
 
 
 def gather(source: Tensor, mask: Tensor, rows: Sequence[int]) -> Tensor:

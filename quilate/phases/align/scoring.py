@@ -126,10 +126,11 @@ class Scorer:
             self._check(name, scores.tolist(), rollouts)
             total += self.weights[name] * scores
         for name, function in self.functions.items():
-            for part, scores in function(written.prompts, written.texts).items():
-                self._check(name, scores, rollouts)
-                parts[f"{name}/{part}" if part else name] = torch.tensor(scores, dtype=torch.float32)
-                total += self.weights.get(name, 1.0) * torch.tensor(scores, dtype=torch.float32)
+            for part, given in function(written.prompts, written.texts).items():
+                self._check(name, given, rollouts)
+                values = torch.tensor(given, dtype=torch.float32)
+                parts[f"{name}/{part}" if part else name] = values
+                total += self.weights.get(name, 1.0) * values
         return total, parts
 
     def _check(self, name: str, scores: Sequence[float], rollouts: Rollouts) -> None:

@@ -48,7 +48,7 @@ def context(
     kind: str,
     name: str,
     *,
-    stop: StopRequest | None = None,
+    stop: StopRequest = StopRequest(),  # noqa: B008 (it stays unset)
     listener: ProgressListener = lambda _: None,
     inputs: Mapping[str, Path] | None = None,
     **keys: Any,
@@ -58,7 +58,7 @@ def context(
     always_one(folder)
     config: Config = validate(stage_kind(kind).config, {"kind": kind, "rewards": ALWAYS} | SETTINGS | keys, source="t")
     roles = {"model": folder.root / "base", "preferences:gustos": folder.root / "gustos"} | dict(inputs or {})
-    return StageContext(config, roles, place, 3, folder.root, listener, folder.notes.append, stop or StopRequest())
+    return StageContext(config, roles, place, 3, folder.root, listener, folder.notes.append, stop)
 
 
 def run(folder: Folder, kind: str, name: str, **keys: Any) -> StageReport:

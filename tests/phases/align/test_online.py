@@ -53,7 +53,7 @@ def parts_of_first_step(folder: Folder, kind: str, **keys: Any) -> tuple[OnlineL
     method = ppo(part.config) if isinstance(part.config, PpoConfig) else grpo(part.config)  # type: ignore[arg-type]
     iterations, _ = plan(part)
     batches = OnlineBatches(
-        part.context.folder, part.prompts, iterations, explorer(part, method), micro_batch_tokens=60, settings={}
+        part.context.folder, part.prompts, iterations, explorer(part, method), micro_batch_tokens=25, settings={}
     )
     return OnlineLoss(part.roles, method, part.config), batches[0], part
 
