@@ -21,10 +21,8 @@ from quilate.engine.completions import WithoutDropout
 from quilate.errors import ConfigError, DataError
 from quilate.evaluation.rewards import mean_report
 from quilate.files import sha256_of_file, write_jsonl
-from quilate.models.load import context_length, load_causal, load_tokenizer, trainable_parameters
-from quilate.models.precision import compute_dtype
+from quilate.models.load import context_length, load_tokenizer, trainable_parameters
 from quilate.models.tuning.lora import LoraConfig
-from quilate.models.tuning.merge import merged
 from quilate.objectives.policy_gradient import masked_mean, penalize_missing_end, ppo_policy_loss, token_kl
 from quilate.phases.align.experience import (
     Experience,
@@ -50,10 +48,11 @@ from quilate.phases.align.rollouts import (
     stop_tokens,
 )
 from quilate.phases.align.scoring import AnyReward, RulesReward, Scorer, StageReward, TextReward
+from quilate.phases.align.training import load_policy
 from quilate.phases.conversations import stored_conversations
 from quilate.phases.example_training import ExampleTraining, train, training_flops
-from quilate.phases.sft import chat_template, save_chat_model
-from quilate.phases.stage import StageContext, StageReport, model_of, once
+from quilate.phases.sft import save_chat_model
+from quilate.phases.stage import StageContext, StageReport, once
 from quilate.rng import Streams, derive_seed
 from quilate.tasks.leaks import normalize
 from quilate.tokenization.chat import ChatTemplate
@@ -265,13 +264,7 @@ def start(
     """
     config: OnlineTraining = context.config
     streams = Streams(context.seed)
-    base = model_of(context.inputs["model"])
-    tokenizer = load_tokenizer(base)
-    template = chat_template(tokenizer, None, name=base.name)
-    tokenizer.chat_template = template.source
-    model = load_causal(base, dtype=compute_dtype(config.precision))
-    if hasattr(model, "peft_config"):
-        model, base = merged(model, tokenizer, context.folder / "base")
+    template, model, base = load_policy(context)
     room = context_length(model) - config.max_new_tokens
     if room < 1:
         raise ConfigError(

@@ -91,6 +91,22 @@ class Prepared:
         return max(len(c.tokens) for prompt in self.train for c in prompt.completions)
 
 
+def load_policy(context: StageContext[Any]) -> tuple[ChatTemplate, PreTrainedModel, Path]:
+    """The model that the stage stands on, an adapter merged into it, as template, model and plain directory.
+
+    Raises:
+        ModelError: it cannot be loaded, or its template tells nothing.
+    """
+    base = model_of(context.inputs["model"])
+    tokenizer = load_tokenizer(base)
+    template = chat_template(tokenizer, None, name=base.name)
+    tokenizer.chat_template = template.source
+    model = load_causal(base, dtype=compute_dtype(context.config.precision))
+    if hasattr(model, "peft_config"):
+        model, base = merged(model, tokenizer, context.folder / "base")
+    return template, model, base
+
+
 def prepare(context: StageContext[Any]) -> Prepared:
     """Load the model (an adapter is merged first) and encode every set.
 
@@ -99,13 +115,7 @@ def prepare(context: StageContext[Any]) -> Prepared:
         ModelError: the model cannot be loaded, or its template tells nothing.
     """
     config: PreferenceTraining = context.config
-    base = model_of(context.inputs["model"])
-    tokenizer = load_tokenizer(base)
-    template = chat_template(tokenizer, None, name=base.name)
-    tokenizer.chat_template = template.source
-    model = load_causal(base, dtype=compute_dtype(config.precision))
-    if hasattr(model, "peft_config"):
-        model, base = merged(model, tokenizer, context.folder / "base")
+    template, model, base = load_policy(context)
     limit = min(config.length, context_length(model))
     folders = {
         role.partition(":")[2]: folder for role, folder in context.inputs.items() if role.startswith("preferences:")
