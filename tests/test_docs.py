@@ -17,7 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from quilate import errors
-from quilate.cli.main import VERBS, app
+from quilate.cli.main import SUBVERBS, VERBS, app
 from quilate.config import Config, explain, load, validate
 from quilate.recipe.schema import Recipe
 
@@ -110,7 +110,7 @@ def command_lines() -> list[Any]:
 @pytest.mark.parametrize("line", command_lines())
 def test_command_lines_have_verbs_and_flags_that_exist(line: str) -> None:
     command, _, _ = app.parse_args(shlex.split(line, comments=True)[1:], exit_on_error=False, print_error=False)
-    assert command.__name__ in VERBS
+    assert command.__name__ in {*VERBS, *SUBVERBS}
 
 
 def test_readme_lists_every_verb() -> None:
@@ -179,7 +179,7 @@ def test_architecture_names_modules_that_exist() -> None:
     assert [name for name in names if importlib.util.find_spec(name) is None] == []
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *SUBVERBS])
 def test_every_flag_is_documented(verb: str) -> None:
     """`--help` takes a flag's text from the docstring: a line with its name, then the text, indented."""
     function = getattr(importlib.import_module(f"quilate.cli.{verb}"), verb)

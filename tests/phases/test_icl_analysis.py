@@ -1,0 +1,116 @@
+"""The analysis: it tunes as the paper says, leaves the model as it was, and its controls are what they claim."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import SENTENCES, tiny_llama
+
+from quilate.cli.main import run_command_line
+from quilate.config import validate
+from quilate.errors import DataError
+from quilate.phases import icl_analysis
+from quilate.phases.icl_analysis import MEASURES, VARIANTS, SeedAnalysis, Settings, analyse
+from quilate.report.implicit_tuning import conclusion, write_analysis
+from quilate.tasks.classification import Task, TaskConfig, prepare
+
+ROWS = [{"texto": f"{s[:30]} {n}", "etiqueta": "rd"[n % 2]} for n, s in enumerate(SENTENCES * 3)]
+SETTINGS = Settings(shots=3, items=6, observed=3, dev=4, rates=(0.01, 0.1))
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    value = {
+        "name": "t", "text": "texto", "label": "etiqueta", "labels": {"r": "respiratorio", "d": "digestivo"},
+        "instruction": "Clasifica.", "split": {"train": 12, "dev": 6, "test": 8},
+    }  # fmt: skip
+    return prepare(validate(TaskConfig, value, source="t"), {"all": ROWS}, {"all": {}})
+
+
+@pytest.fixture(scope="module")
+def found(task: Task, llama_directory: Path) -> list[SeedAnalysis]:
+    return analyse(llama_directory, task, seeds=[0], settings=SETTINGS)
+
+
+def test_tuning_is_one_step_of_sgd_a_demonstration_on_keys_and_values() -> None:
+    model, oracle = tiny_llama(), tiny_llama()
+    head, sequences = [3, 4], [([10, 11, 12, 13], 2), ([14, 15, 16], 1)]
+    chosen = {name: p for name, p in oracle.named_parameters() if ".k_proj." in name or ".v_proj." in name}
+    optimizer = torch.optim.SGD(chosen.values(), lr=0.1)
+    for tokens, question in sequences:
+        labels = torch.tensor([[-100] * (len(head) + question) + tokens[question:]])
+        oracle(input_ids=torch.tensor([head + tokens]), labels=labels).loss.backward()
+        optimizer.step()
+        oracle.zero_grad()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with icl_analysis._tuned(model, head, sequences, 0.1, "label"):
+        for name, parameter in oracle.named_parameters():
+            torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-4, atol=1e-6)
+        assert not torch.equal(model.get_parameter(next(iter(chosen))), before[next(iter(chosen))])
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_a_random_update_is_as_large_and_goes_elsewhere() -> None:
+    model = tiny_llama()
+    sequences = [([10, 11, 12, 13], 2)]
+    before = [w.detach().clone() for w in icl_analysis._key_value_weights(model)]
+
+    def changes() -> list[torch.Tensor]:
+        return [w.detach() - old for w, old in zip(icl_analysis._key_value_weights(model), before, strict=True)]
+
+    with icl_analysis._tuned(model, [3], sequences, 0.1, "all"):
+        real = changes()
+    with icl_analysis._randomly_updated(model, [3], sequences, 0.1, "all", seed=0):
+        drawn = changes()
+    for a, b in zip(real, drawn, strict=True):
+        assert float(a.norm()) == pytest.approx(float(b.norm()), rel=1e-3)
+        assert abs(float(torch.nn.functional.cosine_similarity(a.view(1, -1), b.view(1, -1)))) < 0.3
+    assert all(float(change.abs().max()) == 0 for change in changes())
+
+
+def test_every_measure_of_every_variant_is_there(found: list[SeedAnalysis]) -> None:
+    (seed,) = found
+    assert tuple(seed.variants) == VARIANTS
+    assert set(seed.dev_accuracy) == {"0.01", "0.1"}
+    for variant in (*seed.variants.values(), seed.untrained):
+        for measure in MEASURES:
+            assert len(variant.by_layer[measure]) == 2
+            assert len(variant.by_item[measure]) == SETTINGS.observed
+            assert np.isfinite(variant.by_item[measure]).all()
+            assert np.mean(variant.by_layer[measure]) == pytest.approx(np.mean(variant.by_item[measure]))
+    assert seed.variants["random labels"].by_item["sim_aou"] != seed.variants["demonstrations"].by_item["sim_aou"]
+
+
+def test_the_same_seed_gives_the_same(found: list[SeedAnalysis], task: Task, llama_directory: Path) -> None:
+    assert analyse(llama_directory, task, seeds=[0], settings=SETTINGS) == found
+
+
+def test_demonstrations_that_do_not_fit_are_refused(task: Task, llama_directory: Path) -> None:
+    with pytest.raises(DataError, match="demonstrations leave"):
+        analyse(llama_directory, task, seeds=[0], settings=Settings(shots=12))
+
+
+def test_the_page_says_what_was_found(found: list[SeedAnalysis], tmp_path: Path) -> None:
+    page, figure = write_analysis(tmp_path / "a.md", found, SETTINGS, model="m", task="Código")
+    text = page.read_text(encoding="utf-8")
+    assert conclusion(found) in text
+    assert "control: a model with random weights" in text
+    assert figure.read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_command_line(tmp_path: Path, llama_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "notas.jsonl"
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8")
+    code = run_command_line(
+        ["icl", "analyse", str(data), "--text", "texto", "--label", "etiqueta", "--base", str(llama_directory),
+         "--shots", "2", "--dev", "6", "--test", "8", "--observed", "2", "--out", str(tmp_path / "run"), "--json"]
+    )  # fmt: skip
+    assert code == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert all(Path(path).exists() for path in answer["files"])
+    kept = json.loads((tmp_path / "run" / "analysis.json").read_text(encoding="utf-8"))
+    assert kept["seeds"][0]["variants"]["demonstrations"]["by_layer"]["sim_aou"]
