@@ -1,6 +1,6 @@
 """Generation: quilate against `generate` of transformers, at batch 1, 16 and 64. `python -m benchmarks.generation`
 
-SmolLM2-135M-Instruct in bf16; prompts of 64 tokens, all of one length so that nobody pads; 32 new tokens each, the end
+SmolLM2-135M-Instruct in bf16; prompts of 64 tokens, all of one length so that nobody pads; 64 new tokens each, the end
 of sequence ignored on both sides. The seconds of the prompts' forward pass count. Greedy at every batch size, and
 sampled (temperature 1) at the largest. The peer runs as its users run it and under the same preloaded allocator.
 
@@ -167,7 +167,7 @@ def main() -> None:
     flags.add_argument("--model", default=REAL_MODEL)
     flags.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64])
     flags.add_argument("--prompt", type=int, default=64, help="tokens of a prompt (64)")
-    flags.add_argument("--new", type=int, default=32, help="tokens to write (32)")
+    flags.add_argument("--new", type=int, default=64, help="tokens to write (64)")
     arguments = flags.parse_args()
     quick = arguments.quick
     batches = [1, 3] if quick else arguments.batches
