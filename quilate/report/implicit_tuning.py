@@ -128,7 +128,7 @@ def _page(found: Sequence[SeedAnalysis], settings: Settings, figure: str, *, mod
 {conclusion(found)}
 
 Model {model}; {settings.shots} demonstrations, {len(found)} draws of them; accuracies over at most {settings.items}
-test items, similarities over {settings.observed}. Zero-shot {zero}, in context {shown}. SimAM before any tuning {before}.
+test items, similarities over {settings.observed}. Zero-shot {zero}, in context {shown}. SimAM before tuning {before}.
 Learning rate, chosen on {settings.dev} development items: {rates}.
 
 {table}
