@@ -30,6 +30,7 @@ from quilate.phases.corpus import corpus_documents
 from quilate.phases.stage import StageContext, StageReport
 from quilate.rng import Streams, numpy_stream
 from quilate.tasks.classification import Task
+from quilate.tokenization.segments import plain_tokens
 
 TASK_CORPUS = "task"  # the name under which `corpora` means the task's own training texts
 
@@ -210,8 +211,7 @@ def document_tokens(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]
     too is then predicted from something."""
     end = int(tokenizer.eos_token_id)
     opening = end if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
-    encoded = tokenizer(list(documents), add_special_tokens=False, split_special_tokens=True).input_ids
-    return [[opening, *tokens, end] for tokens in encoded]
+    return [[opening, *tokens, end] for tokens in plain_tokens(tokenizer, documents)]
 
 
 def _batches(
