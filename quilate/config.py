@@ -111,7 +111,8 @@ def _apply_override(value: dict[str, Any], override: str) -> None:
 
 
 def _describe(error: ErrorDetails, value: Any, source: str, lines: Mapping[Location, int]) -> str:
-    location = _strip_union_tags(error["loc"], value)
+    ends_in_key = error["type"] == "missing"
+    location = _strip_union_tags(error["loc"], value, ends_in_key=ends_in_key)
     if error["type"] == "unknown_key":
         location = (*location, error["ctx"]["key"])
     line = next((lines[location[:end]] for end in range(len(location), 0, -1) if location[:end] in lines), None)
@@ -126,15 +127,19 @@ def _describe(error: ErrorDetails, value: Any, source: str, lines: Mapping[Locat
     return f"{where}: {key}: {message}{seen}" if key else f"{where}: {message}{seen}"
 
 
-def _strip_union_tags(location: Location, value: Any) -> Location:
-    """Pydantic puts a union's tag into the location; the user's file has no such key."""
+def _strip_union_tags(location: Location, value: Any, *, ends_in_key: bool) -> Location:
+    """Pydantic puts a union's tag into the location; the user's file has no such key.
+
+    Args:
+        ends_in_key: the last part is a key that should be there, and is not.
+    """
     path: list[str | int] = []
     for index, part in enumerate(location):
         last = index == len(location) - 1
         in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
         if in_list or (isinstance(value, Mapping) and part in value):
             value = value[part]
-        elif not last or (isinstance(value, Mapping) and part == value.get("kind")):
+        elif not last or not ends_in_key:
             continue
         path.append(part)
     return tuple(path)

@@ -70,7 +70,8 @@ def analyse(
     from quilate.recipe.run import run_recipe
     from quilate.recipe.schema import Recipe
     from quilate.report.implicit_tuning import conclusion, write_analysis
-    from quilate.tasks.classification import Task
+    from quilate.tasks.classification import ClassificationTask
+    from quilate.tasks.kinds import load_task
 
     flags = TaskFlags(data, text, label, group, language, None, dev, test)
     arm: dict[str, object] = {"kind": "icl", "shots": 0}
@@ -88,7 +89,8 @@ def analyse(
         with stop_on_signals() as stop:
             here = Path.cwd()
             graph = run_recipe(recipe, base_folder=here, out=folder, listener=display, stop=stop, until="analysis-s0")
-            task = Task.load(graph.nodes["task"].folder(folder) / "task")
+            task = load_task(graph.nodes["task"].folder(folder) / "task")
+            assert isinstance(task, ClassificationTask)  # its recipe says so
             model = model_of(graph.nodes["base"].folder(folder))
             display.begin("analysis")
             with folder_lock(folder):

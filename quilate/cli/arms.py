@@ -5,29 +5,48 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quilate.errors import DataError, UsageError
 from quilate.inference.api_scorer import ApiScorer
-from quilate.inference.scorer import Scorer, load_scorer
+from quilate.inference.scorer import load_scorer
 from quilate.recipe.evidence_stage import read_evidence, run_plan
 from quilate.recipe.manifest import read_manifest
-from quilate.tasks.classification import Task
+from quilate.tasks.classification import ClassificationTask
+from quilate.tasks.kinds import load_task
+from quilate.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class ChosenArm:
-    """One trained run of an arm. `why` says how it was chosen; `temperature` is the one fitted on dev."""
+    """One trained run of an arm. `scorer` is what `load_scorer` gives for the task's kind; `why` says how the arm was
+    chosen; `temperature` is the one fitted on dev."""
 
     name: str
     seed: int
-    scorer: Scorer
+    scorer: Any
     temperature: float
     why: str
 
 
 def task_of(run: Path) -> Task:
     """The prepared task of a run."""
-    return Task.load(run / run_plan(run)["stages"]["task"]["folder"] / "task")
+    return load_task(run / run_plan(run)["stages"]["task"]["folder"] / "task")
+
+
+def classification_of(run: Path, *, verb: str) -> ClassificationTask:
+    """The prepared task of a run, for a verb that knows classification only.
+
+    Raises:
+        UsageError: the task is of another kind.
+    """
+    task = task_of(run)
+    if not isinstance(task, ClassificationTask):
+        raise UsageError(
+            f"`quilate {verb}` does not know tasks of the kind {task.config.kind}",
+            hint="give the new rows as the recipe's `test` file and run the recipe: only what changed runs again",
+        )
+    return task
 
 
 def choose_arm(run: Path, name: str | None) -> ChosenArm:
@@ -56,7 +75,7 @@ def choose_arm(run: Path, name: str | None) -> ChosenArm:
     raise DataError(f"arm '{name}' of {run} has no finished run", hint="run its recipe to the end")
 
 
-def _warn_of_sending(scorer: Scorer) -> None:
+def _warn_of_sending(scorer: Any) -> None:
     if isinstance(scorer, ApiScorer) and scorer.remote_host is not None:
         print(f"warning: the texts leave this machine: they are sent to {scorer.remote_host}", file=sys.stderr)
 

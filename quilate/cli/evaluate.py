@@ -27,7 +27,7 @@ def evaluate(run: Path, data: Path, *, arm: str | None = None, strict: bool = Fa
 
     import numpy as np
 
-    from quilate.cli.arms import choose_arm, task_of
+    from quilate.cli.arms import choose_arm, classification_of
     from quilate.cli.display import result_console
     from quilate.data.tables import SourceConfig, read_table
     from quilate.errors import DataError, GateError
@@ -37,7 +37,7 @@ def evaluate(run: Path, data: Path, *, arm: str | None = None, strict: bool = Fa
     from quilate.tasks.labels import Item, cell_text
     from quilate.tasks.leaks import find_leaks
 
-    task = task_of(run)
+    task = classification_of(run, verb="evaluate")
     chosen = choose_arm(run, arm)
     table = read_table(SourceConfig(path=str(data.resolve())), base=Path(), strict=strict)
     texts = render_texts(task.config, table.rows)

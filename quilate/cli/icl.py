@@ -108,7 +108,7 @@ def _show_prompt(
     from quilate.inference.scorer import PromptScorer, load_scorer
     from quilate.recipe.run import run_recipe
     from quilate.recipe.schema import Recipe
-    from quilate.tasks.classification import Task
+    from quilate.tasks.kinds import load_task
 
     recipe = config.validate(Recipe, recipe_of("icl", arm, flags, base=base, seed=seed), source="quilate icl")
     folder = out or Path("runs") / recipe.recipe
@@ -116,7 +116,7 @@ def _show_prompt(
         graph = run_recipe(
             recipe, base_folder=Path.cwd(), out=folder, listener=RunDisplay(quiet=True), stop=stop, until=f"icl-s{seed}"
         )
-    task = Task.load(graph.nodes["task"].folder(folder) / "task")
+    task = load_task(graph.nodes["task"].folder(folder) / "task")
     scorer = load_scorer(graph.nodes[f"icl-s{seed}"].folder(folder) / "scorer")
     assert isinstance(scorer, PromptScorer)  # an icl stage saves no other
     print(scorer.show(task.test[0].text, with_text=with_text))

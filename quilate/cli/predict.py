@@ -5,8 +5,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quilate.cli.arms import ChosenArm
+    from quilate.data.tables import Table
+    from quilate.tasks.extraction import ExtractionTask
+    from quilate.tasks.task import Task
 
 
 def predict(
@@ -20,7 +27,8 @@ def predict(
     strict: bool = False,
     json: bool = False,
 ) -> None:
-    """Label new rows. Writes their columns with the label, its probability, and whether to abstain.
+    """Label new rows. Writes their columns with the label, its probability, and whether to abstain. Of an extraction
+    task: writes each row's columns and the spans found, as jsonl.
 
     Parameters
     ----------
@@ -31,7 +39,7 @@ def predict(
     arm
         The arm to use; by default the one the evidence recommends.
     out
-        Where to write; FILE.labels.csv beside the data by default.
+        Where to write; FILE.labels.csv (or FILE.spans.jsonl) beside the data by default.
     threshold
         Abstain (empty label) where the label's probability is below this.
     probabilities
@@ -47,32 +55,29 @@ def predict(
     from quilate.cli.display import result_console
     from quilate.data.tables import SourceConfig, read_table
     from quilate.errors import UsageError
-    from quilate.evaluation.metrics import with_temperature
     from quilate.files import write_bytes
-    from quilate.tasks.classification import render_texts
+    from quilate.tasks.extraction import ExtractionTask
 
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold {threshold}: a probability is between 0 and 1")
-    chosen = choose_arm(run, arm)
-    target = out or data.with_name(f"{data.name.split('.')[0]}.labels.csv")
+    chosen, task = choose_arm(run, arm), task_of(run)
+    tagging = isinstance(task, ExtractionTask)
+    if tagging and (threshold or probabilities):
+        raise UsageError("--threshold and --probabilities are for labels: spans are found without a probability")
+    target = out or data.with_name(f"{data.name.split('.')[0]}.{'spans.jsonl' if tagging else 'labels.csv'}")
     rejected = target.with_suffix(".rejected.jsonl")
     table = read_table(SourceConfig(path=str(data.resolve())), base=Path(), strict=strict, quarantine=rejected)
-    texts = render_texts(task_of(run).config, table.rows)
-    answerable = [i for i, text in enumerate(texts) if text.strip()]
-    scored = chosen.scorer.score([texts[i] for i in answerable])
-    answers = dict(zip(answerable, with_temperature(scored.scores, chosen.temperature), strict=True))
-    content, abstained = labelled_csv(
-        table.columns, table.rows, answers, chosen.scorer.labels, threshold=threshold, probabilities=probabilities
-    )
-    write_bytes(target, content)
+    if isinstance(task, ExtractionTask):
+        found = _tagged(task, chosen, table)
+    else:
+        found = _labelled(task, chosen, table, threshold=threshold, probabilities=probabilities)
+    write_bytes(target, found.content)
     counts = {
         "arm": chosen.name,
         "seed": chosen.seed,
         "why": chosen.why,
         "rows": len(table.rows),
-        "abstained": abstained,
-        "without_text": len(table.rows) - len(answerable),
-        "cut": scored.truncated,
+        **found.counts,
         "rejected_records": sum(table.notes["quarantined"].values()),
         "written": str(target),
     }
@@ -81,11 +86,71 @@ def predict(
         return
     console = result_console()
     console.print(f"arm {chosen.name}, seed {chosen.seed} ({chosen.why})")
-    console.print(
-        f"{counts['rows']} rows, {abstained} abstained ({counts['without_text']} without text), {scored.truncated} cut "
-        f"to fit the model, {counts['rejected_records']} broken records left out"
-    )
+    console.print(f"{len(table.rows)} rows, {found.said}, {counts['rejected_records']} broken records left out")
     console.print(str(target))
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The file's content, what was counted, and the counts in words."""
+
+    content: bytes
+    counts: dict[str, int]
+    said: str
+
+
+def _labelled(task: Task, chosen: ChosenArm, table: Table, *, threshold: float, probabilities: bool) -> Predicted:
+    """Rows with labels or, in multiple choice, with the letter of an option."""
+    from quilate.evaluation.metrics import with_temperature
+    from quilate.inference.choice import Question
+    from quilate.tasks.classification import ClassificationConfig, render_texts
+    from quilate.tasks.multiple_choice import LETTERS, MultipleChoiceConfig, render_questions
+
+    config, asked = task.config, list[Any]()
+    if isinstance(config, MultipleChoiceConfig):
+        asked = [None if read is None else Question(*read) for read in render_questions(config, table.rows)]
+    elif isinstance(config, ClassificationConfig):
+        asked = [text if text.strip() else None for text in render_texts(config, table.rows)]
+    answerable = [i for i, question in enumerate(asked) if question is not None]
+    scored = chosen.scorer.score([asked[i] for i in answerable])
+    letters = isinstance(config, MultipleChoiceConfig)
+    labels = list(LETTERS[: scored.scores.shape[1]]) if letters else task.labels
+    # Nothing to answer is no table to normalize.
+    p = list(with_temperature(scored.scores, chosen.temperature)) if answerable else []
+    answers = dict(zip(answerable, p, strict=True))
+    content, abstained = labelled_csv(
+        table.columns, table.rows, answers, labels, threshold=threshold, probabilities=probabilities
+    )
+    without = len(table.rows) - len(answerable)
+    counts = {"abstained": abstained, "without_text": without, "cut": scored.truncated}
+    lacking = "text or usable options" if letters else "text"
+    said = f"{abstained} abstained ({without} without {lacking}), {scored.truncated} cut to fit the model"
+    return Predicted(content, counts, said)
+
+
+def _tagged(task: ExtractionTask, chosen: ChosenArm, table: Table) -> Predicted:
+    """Rows with the spans found, in the form in which the task's own file has them."""
+    import json
+
+    from quilate.tasks.columns import require_column
+    from quilate.tasks.extraction import raw_text
+
+    config = task.config
+    require_column(config.text, table.columns, role="text")
+    texts = [raw_text(config, row) for row in table.rows]
+    found = chosen.scorer.find(texts)
+    lines = []
+    for row, text, spans in zip(table.rows, texts, found.spans, strict=True):
+        listed = [
+            {config.start: s.start, config.end: s.end, config.label: s.label, "text": text[s.start : s.end]}
+            for s in spans
+        ]
+        lines.append(json.dumps({**row, "quilate_spans": listed}, ensure_ascii=False, default=str) + "\n")
+    without = sum(not text.strip() for text in texts)
+    total = sum(map(len, found.spans))
+    counts = {"spans": total, "without_text": without, "windowed": found.windowed}
+    said = f"{total} spans found, {without} without text, {found.windowed} read in several windows"
+    return Predicted("".join(lines).encode(), counts, said)
 
 
 def labelled_csv(

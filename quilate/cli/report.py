@@ -121,16 +121,23 @@ def _language_of(task: dict[str, Any]) -> Language:
 
 
 def _write_errors(run: Path) -> list[Path]:
-    """One CSV an arm: the items it got wrong, with their texts."""
+    """One CSV an arm: the items it got wrong, with their texts; of an extractor, the spans it missed or made up."""
     from quilate.files import write_bytes
-    from quilate.phases.evaluate import gold_indices
-    from quilate.recipe.evidence_stage import outcomes_of_run
-    from quilate.report.mistakes import errors_csv
+    from quilate.phases.evaluate import gold_of, read_spans
+    from quilate.recipe.evidence_stage import evaluations_of_run, outcomes_of_run
+    from quilate.report.mistakes import errors_csv, span_errors_csv
+    from quilate.tasks.extraction import ExtractionTask
 
     task, outcomes = outcomes_of_run(run)
-    texts, gold = [item.text for item in task.test], gold_indices(task.test, task.labels)
+    gold = gold_of(task)
     written = []
     for outcome in outcomes:
         written.append(run / "errors" / f"{outcome.name}.csv")
-        write_bytes(written[-1], errors_csv(outcome, texts, gold, task.labels))
+        if isinstance(task, ExtractionTask):
+            found = [read_spans(folder) for folder in evaluations_of_run(run)[outcome.name]]
+            content = span_errors_csv(outcome, task.test, found)
+        else:
+            assert gold is not None  # only spans have none
+            content = errors_csv(outcome, [item.content for item in task.test], gold, task.labels)
+        write_bytes(written[-1], content)
     return written

@@ -42,7 +42,7 @@ def run_single_arm(
     from quilate.phases.evaluate import gold_indices, read_probabilities
     from quilate.recipe.run import run_recipe
     from quilate.recipe.schema import Recipe
-    from quilate.tasks.classification import Task
+    from quilate.tasks.kinds import load_task
 
     recipe = config.validate(Recipe, recipe_of(name, arm, flags, base=base, seed=seed), source=f"quilate {name}")
     folder = out or Path("runs") / recipe.recipe
@@ -53,7 +53,7 @@ def run_single_arm(
             graph = run_recipe(recipe, base_folder=Path.cwd(), out=folder, listener=display, stop=stop, until=evaluated)
     finally:
         display.close()
-    task = Task.load(graph.nodes["task"].folder(folder) / "task")
+    task = load_task(graph.nodes["task"].folder(folder) / "task")
     probabilities = read_probabilities(graph.nodes[evaluated].folder(folder))
     gold = gold_indices(task.test, task.labels)
     groups = [item.group for item in task.test] if task.config.group else None

@@ -110,7 +110,7 @@ def _examined(run: Path, plan: dict[str, Any], name: str, stop: StopRequest) -> 
     from quilate.recipe.run import spec_of
     from quilate.recipe.schema import Recipe
     from quilate.recipe.spec import StageSpec
-    from quilate.tasks.classification import Task
+    from quilate.tasks.kinds import load_task
     from quilate.verify.stage import Examined
 
     stages = plan["stages"]
@@ -144,7 +144,7 @@ def _examined(run: Path, plan: dict[str, Any], name: str, stop: StopRequest) -> 
     )
     # Not `read_manifest`, to which a stage with an altered file is unfinished: here that is for a check to say.
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else None
-    task = Task.load(run / stages["task"]["folder"] / "task") if "task" in stages else None
+    task = load_task(run / stages["task"]["folder"] / "task") if "task" in stages else None
     return Examined(context, kind.run, manifest, task)
 
 

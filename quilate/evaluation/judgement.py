@@ -20,31 +20,28 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from quilate.errors import GateError, QuilateError
-from quilate.evaluation import metrics
+from quilate.evaluation.measures import LabelMeasure, Measure, SpanMeasure
 from quilate.evaluation.outcomes import ArmOutcome, Rules
 from quilate.evaluation.schema import (
     ArmCost,
     ArmEvidence,
-    BinEvidence,
-    CalibrationEvidence,
-    ClassEvidence,
     Comparison,
     Notice,
     Recommendation,
 )
+from quilate.evaluation.spans import GOLD
 from quilate.evaluation.statistics import (
     MIN_SEEDS_FOR_INTERVAL,
     Bootstrap,
     Interval,
-    bootstrap,
     holm,
     items_to_bound,
     mcnemar,
+    resample,
 )
 from quilate.evaluation.wording import say
 
 FEW_GROUPS = 20  # guess, after Cameron & Miller 2015: below about 20-50 clusters cluster-based inference gets rough
-RARE_ITEMS = 10  # guess, from simulation: below it nominal 95 % intervals of macro-F1 cover about 90 %
 CURVE_POINTS = 200  # a learning curve is thinned to about this many points: more cannot be seen in the report
 UNTRAINED = ("baseline", "in-context")
 
@@ -67,7 +64,7 @@ class Judgement:
 
 def judge(
     outcomes: Sequence[ArmOutcome],
-    gold: Ints,
+    gold: Ints | None,
     labels: Sequence[str],
     groups: Sequence[str] | None,
     rules: Rules,
@@ -76,7 +73,7 @@ def judge(
 
     Args:
         outcomes: one an arm, at least one.
-        gold: (items,) indices into `labels`.
+        gold: (items,) indices into `labels`; None for extractors, whose counts hold what was to be found.
         labels: all labels of the task.
         groups: (items,) the cluster of each item (a patient, say), or None.
         rules: margin, metric, budget, ...
@@ -86,31 +83,30 @@ def judge(
         QuilateError: the outcomes are not about the same items, or hold impossible numbers.
     """
     _refuse_leaks(outcomes, rules)
-    outcomes = [_checked(outcome, gold, labels) for outcome in outcomes]
     if not outcomes or len({o.name for o in outcomes}) < len(outcomes):
         raise QuilateError(f"arms need distinct names, and at least one; seen: {[o.name for o in outcomes]}")
-    draws = bootstrap(
-        gold,
-        [[metrics.predictions(p) for p in outcome.probabilities] for outcome in outcomes],
-        len(labels),
-        metric=rules.metric,
+    measure = _measure_of(outcomes, gold, labels, rules)
+    outcomes = [_checked(outcome, measure) for outcome in outcomes]
+    draws = resample(
+        [measure.features(outcome) for outcome in outcomes],
+        measure.score,
         groups=groups,
         seed_independent=[outcome.seed_independent for outcome in outcomes],
         resamples=rules.resamples,
         seed=rules.seed,
     )
     try:
-        arms = [_judge_arm(index, outcomes, gold, labels, draws, rules) for index in range(len(outcomes))]
+        arms = [_judge_arm(index, outcomes, measure, draws, rules) for index in range(len(outcomes))]
     except ValidationError as error:
         raise QuilateError(f"an arm's outcome holds impossible values: {error}") from error
     between = _differences(draws, rules)
     return Judgement(
         arms=arms,
-        comparisons=_compare(outcomes, gold, between, groups is not None, rules),
+        comparisons=_compare(outcomes, measure, between, groups is not None, rules),
         recommendation=_recommend(arms, between, draws, groups is not None, rules),
-        notices=_warn(arms, gold, labels, groups, rules),
+        notices=_warn(arms, measure.warnings(), groups, rules),
         labels=list(labels),
-        items=len(gold),
+        items=measure.items,
         groups=None if groups is None else draws.units,
         rules=rules,
     )
@@ -125,31 +121,30 @@ def _refuse_leaks(outcomes: Sequence[ArmOutcome], rules: Rules) -> None:
         )
 
 
-def _checked(outcome: ArmOutcome, gold: Ints, labels: Sequence[str]) -> ArmOutcome:
+def _measure_of(outcomes: Sequence[ArmOutcome], gold: Ints | None, labels: Sequence[str], rules: Rules) -> Measure:
+    if gold is None:
+        return SpanMeasure(rules.metric, outcomes[0].spans[0][..., GOLD], labels)
+    if rules.metric == "accuracy" or rules.metric == "macro_f1":
+        return LabelMeasure(rules.metric, gold, labels)
+    raise QuilateError(f"{rules.metric} is no metric of answers that are labels")
+
+
+def _checked(outcome: ArmOutcome, measure: Measure) -> ArmOutcome:
     runs = 1 if outcome.seed_independent else len(outcome.seeds)
-    if runs < 1 or len(outcome.probabilities) != runs:
-        raise QuilateError(f"arm {outcome.name}: {len(outcome.probabilities)} arrays of probabilities for {runs} runs")
-    if not (len(gold) and gold.min() >= 0 and gold.max() < len(labels)):
-        raise QuilateError("gold: there must be items, and every label must be an index into the list of labels")
-    probabilities = [
-        metrics.checked_probabilities(p, len(gold), len(labels), of=f"arm {outcome.name}")
-        for p in outcome.probabilities
-    ]
-    return dataclasses.replace(outcome, probabilities=list(probabilities))
+    if runs < 1 or outcome.runs != runs:
+        raise QuilateError(f"arm {outcome.name}: {outcome.runs} arrays of answers for {runs} runs")
+    return measure.checked(outcome)
 
 
 # ---------------------------------------------------------------------------------------------------- each arm alone
 
 
 def _judge_arm(
-    index: int, outcomes: Sequence[ArmOutcome], gold: Ints, labels: Sequence[str], draws: Bootstrap, rules: Rules
+    index: int, outcomes: Sequence[ArmOutcome], measure: Measure, draws: Bootstrap, rules: Rules
 ) -> ArmEvidence:
     outcome = outcomes[index]
     interval = draws.score(index, rules.confidence)
-    by_run = {
-        "accuracy": [metrics.accuracy(gold, p) for p in outcome.probabilities],
-        "macro_f1": [metrics.macro_f1(gold, p) for p in outcome.probabilities],
-    }
+    by_run = measure.scores(outcome)
     chosen = by_run[rules.metric]
     return ArmEvidence(
         name=outcome.name,
@@ -169,11 +164,10 @@ def _judge_arm(
         within_budget=not _over_budget(outcome.cost.seconds, outcome.cost.train_tokens, rules),
         on_pareto_front=_on_pareto_front(index, [o.cost.seconds for o in outcomes], draws.scores),
         leaked=outcome.leaked,
-        accuracy=float(np.mean(by_run["accuracy"])),
-        macro_f1=float(np.mean(by_run["macro_f1"])),
-        per_class=_mean_per_class(outcome, gold, labels),
-        confusion=np.sum([metrics.confusion(gold, p) for p in outcome.probabilities], axis=0).tolist(),
-        calibration=_mean_calibration(outcome, gold),
+        scores={metric: float(np.mean(scores)) for metric, scores in by_run.items()},
+        per_class=measure.per_class(outcome),
+        confusion=measure.confusion(outcome),
+        calibration=measure.calibration(outcome),
         learning_curves=[thinned(curve) for curve in outcome.learning_curves],
         shots_curve=outcome.shots_curve,
         counts=outcome.counts,
@@ -201,31 +195,6 @@ def _on_pareto_front(index: int, seconds: list[float], scores: NDArray[np.float6
     )
 
 
-def _mean_per_class(outcome: ArmOutcome, gold: Ints, labels: Sequence[str]) -> list[ClassEvidence]:
-    runs = [metrics.per_class(gold, p) for p in outcome.probabilities]
-    return [
-        ClassEvidence(
-            label=label,
-            precision=float(np.mean([run[k].precision for run in runs])),
-            recall=float(np.mean([run[k].recall for run in runs])),
-            f1=float(np.mean([run[k].f1 for run in runs])),
-            items=runs[0][k].items,
-        )
-        for k, label in enumerate(labels)
-    ]
-
-
-def _mean_calibration(outcome: ArmOutcome, gold: Ints) -> CalibrationEvidence:
-    runs = [metrics.calibration(gold, p) for p in outcome.probabilities]
-    pooled = metrics.reliability(np.tile(gold, len(runs)), np.concatenate(outcome.probabilities))
-    return CalibrationEvidence(
-        ece=float(np.mean([run.ece for run in runs])),
-        brier=float(np.mean([run.brier for run in runs])),
-        log_loss=float(np.mean([run.log_loss for run in runs])),
-        bins=[BinEvidence(**dataclasses.asdict(b)) for b in pooled],
-    )
-
-
 def thinned(curve: list[dict[str, object]]) -> list[dict[str, object]]:
     """At most about 200 points, evenly spaced, the last one always among them."""
     stride = math.ceil(len(curve) / CURVE_POINTS) or 1
@@ -248,7 +217,7 @@ def _differences(draws: Bootstrap, rules: Rules) -> dict[tuple[int, int], Interv
 
 def _compare(
     outcomes: Sequence[ArmOutcome],
-    gold: Ints,
+    measure: Measure,
     between: dict[tuple[int, int], Interval],
     clustered: bool,
     rules: Rules,
@@ -259,9 +228,10 @@ def _compare(
     pairs.sort(key=lambda pair: (-wins[pair[0]], between[pair].estimate))
     tests = []
     for a, b in pairs:
-        single = len(outcomes[a].probabilities) == len(outcomes[b].probabilities) == 1
-        if rules.metric == "accuracy" and single and not clustered:
-            found = mcnemar(*(metrics.predictions(outcomes[arm].probabilities[0]) == gold for arm in (a, b)))
+        single = outcomes[a].runs == outcomes[b].runs == 1
+        right = [measure.right(outcomes[arm]) for arm in (a, b)] if single and not clustered else [None]
+        if right[0] is not None and right[-1] is not None:
+            found = mcnemar(right[0], right[-1])
             tests.append(("McNemar exact" if found.exact else "McNemar chi-square", found.p))
         else:  # McNemar needs one answer an item, and items that are independent of one another
             tests.append(("bootstrap", between[a, b].p))
@@ -276,7 +246,7 @@ def _compare(
             p=p,
             p_holm=p_holm,
             test=test,
-            n=len(gold),
+            n=measure.items,
         )
         for (a, b), (test, p), p_holm in zip(pairs, tests, adjusted, strict=True)
     ]
@@ -460,9 +430,7 @@ def _round_up(value: float) -> int:
 # ---------------------------------------------------------------------------------------------------------- warnings
 
 
-def _warn(
-    arms: list[ArmEvidence], gold: Ints, labels: Sequence[str], groups: Sequence[str] | None, rules: Rules
-) -> list[Notice]:
+def _warn(arms: list[ArmEvidence], of_labels: list[Notice], groups: Sequence[str] | None, rules: Rules) -> list[Notice]:
     """Everything that a reader must know before believing the numbers."""
     found = []
     leaked = [arm.name for arm in arms if arm.leaked]
@@ -481,13 +449,7 @@ def _warn(
         if spread > rules.margin:
             values = {"arm": arm.name, "spread": spread, "seeds": arm.seeds, "margin": rules.margin}
             found.append(Notice(code="seed_spread", values=values))
-    absent = [label for k, label in enumerate(labels) if not (gold == k).any()]
-    if absent:
-        values = {"count": len(absent), "labels": len(labels), "names": absent}
-        found.append(Notice(code="absent_labels", values=values))
-    rare = sum(0 < (gold == k).sum() < RARE_ITEMS for k in range(len(labels)))
-    if rules.metric == "macro_f1" and rare:
-        found.append(Notice(code="rare_labels", values={"count": rare, "items": RARE_ITEMS}))
+    found += of_labels
     if groups is not None and len(set(groups)) < FEW_GROUPS:
         found.append(Notice(code="few_groups", values={"groups": len(set(groups))}))
     return found

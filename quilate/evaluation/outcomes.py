@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # the arithmetic behind it takes half a second to import, which every stage would pay
+from quilate.tasks.task import Metric
+
+if TYPE_CHECKING:  # it stands on this module
     from quilate.evaluation.schema import ShotsEvidence
-    from quilate.evaluation.statistics import Metric
 
 Phase = Literal["baseline", "in-context", "pretraining", "adaptation", "fine-tuning", "alignment"]
 
@@ -53,7 +54,8 @@ class ArmOutcome:
         phase: the last phase that shaped it.
         method: the field's term: "majority", "tfidf", "zero-shot", "lora", "full", ...
         seeds: the seeds of its runs.
-        probabilities: for every seed (one array only if `seed_independent`): (items, labels), rows sum to 1.
+        probabilities: for every seed (one array only if `seed_independent`): (items, labels), rows sum to 1; of an
+            extractor, none.
         cost: of one run, the mean over seeds.
         cost_per_1000: seconds per 1,000 predictions.
         seed_independent: a deterministic arm: its one run stands for every seed.
@@ -63,6 +65,7 @@ class ArmOutcome:
         shots_curve: what each number of shots scored on dev, if several ways of prompting were tried.
         stages: ids of the stages it stands on, for the lineage.
         leaked: its training text overlaps the test items.
+        spans: of an extractor, for every seed: the counts (items, labels, 4) of `evaluation.spans.count_spans`.
     """
 
     name: str
@@ -79,6 +82,12 @@ class ArmOutcome:
     shots_curve: list[ShotsEvidence] = field(default_factory=list)
     stages: list[str] = field(default_factory=list)
     leaked: bool = False
+    spans: list[NDArray[np.integer]] = field(default_factory=list)
+
+    @property
+    def runs(self) -> int:
+        """How many runs handed over their answers."""
+        return len(self.probabilities) or len(self.spans)
 
 
 @dataclass(frozen=True)

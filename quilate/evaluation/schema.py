@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from quilate.evaluation.outcomes import Phase
-from quilate.evaluation.statistics import Metric, Over
+from quilate.evaluation.statistics import Over
+from quilate.tasks.task import Metric
 
 SCHEMA: Literal["quilate.evidence/1"] = "quilate.evidence/1"
 
@@ -78,7 +79,8 @@ class ShotsEvidence(Part):
 
 
 class ArmEvidence(Part):
-    """One arm, judged. `confusion` sums the runs: rows gold, columns predicted, in the order of `labels`."""
+    """One arm, judged. `scores` has the mean over runs of every metric of the task's kind; `confusion` sums the runs:
+    rows gold, columns predicted, in the order of `labels`. An extractor has neither confusion nor calibration."""
 
     name: str
     phase: Phase
@@ -95,11 +97,10 @@ class ArmEvidence(Part):
     within_budget: bool
     on_pareto_front: bool
     leaked: bool
-    accuracy: Share
-    macro_f1: Share
+    scores: dict[Metric, Share]
     per_class: list[ClassEvidence]
-    confusion: list[list[Count]]
-    calibration: CalibrationEvidence
+    confusion: list[list[Count]] | None
+    calibration: CalibrationEvidence | None
     learning_curves: list[list[dict[str, Scalar]]]
     shots_curve: list[ShotsEvidence] = []
     counts: dict[str, Count]
@@ -151,7 +152,7 @@ class Task(Part):
     """
 
     name: str
-    kind: str = "classification"
+    kind: Literal["classification", "multiple_choice", "extraction"] = "classification"
     language: str | None = None
     train: Count
     dev: Count

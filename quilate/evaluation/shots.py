@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from quilate.evaluation import metrics
 from quilate.evaluation.schema import Notice, ShotsEvidence
-from quilate.evaluation.statistics import Metric, bootstrap
+from quilate.evaluation.statistics import bootstrap
+from quilate.tasks.task import LabelMetric
 
 Shots = int | Literal["fit"]
 
@@ -31,7 +32,7 @@ def shots_curve(
     labels: int,
     groups: Sequence[str] | None,
     *,
-    metric: Metric,
+    metric: LabelMetric,
     resamples: int,
 ) -> list[ShotsEvidence]:
     """The curve of one arm, fewest shots first.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from quilate.errors import QuilateError
+from quilate.evaluation.spans import EXACT, GOLD, PARTIAL, PARTIAL_CREDIT, PREDICTED, f1
 from quilate.rng import numpy_stream
+from quilate.tasks.task import LabelMetric
 
-Metric = Literal["accuracy", "macro_f1"]
 Over = Literal["items", "items and seeds"]
 Array = NDArray[np.float64]
 Ints = NDArray[np.integer]
@@ -163,7 +165,21 @@ def _macro_f1_score(sums: Array) -> Array:
     return np.asarray(f1.sum(axis=-1, where=gold > 0) / (gold > 0).sum(axis=-1))
 
 
-STATISTICS: dict[str, _Statistic] = {
+def span_score(sums: Array, *, partial_credit: float) -> Array:
+    """Micro-F1 from summed counts (..., 4), see evaluation.spans: a ratio of sums over documents, not a mean of ratios.
+
+    Documents of many spans weigh more, in the score and in every resample alike.
+    """
+    found = sums[..., EXACT] + partial_credit * sums[..., PARTIAL]
+    return f1(found, sums[..., PREDICTED], sums[..., GOLD])
+
+
+SPAN_SCORES: dict[str, Callable[[Array], Array]] = {
+    "span_f1": partial(span_score, partial_credit=0.0),
+    "span_f1_partial": partial(span_score, partial_credit=PARTIAL_CREDIT),
+}
+
+STATISTICS: dict[LabelMetric, _Statistic] = {
     "accuracy": _Statistic(_accuracy_features, _accuracy_score),
     "macro_f1": _Statistic(_macro_f1_features, _macro_f1_score),
 }
@@ -174,18 +190,49 @@ def bootstrap(
     predicted: Sequence[Sequence[Ints]],
     labels: int,
     *,
-    metric: Metric = "accuracy",
+    metric: LabelMetric = "accuracy",
     groups: Sequence[str] | None = None,
     seed_independent: Sequence[bool] | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Bootstrap:
-    """Score every arm on the same resampled items.
+    """Score every classifier on the same resampled items.
 
     Args:
         gold: (items,) label indices.
         predicted: for every arm, for every run (seed) of it: (items,) label indices.
         labels: how many labels there are.
+        others: as in `resample`.
+    """
+    return resample(
+        [[label_features(metric, gold, run, labels) for run in runs] for runs in predicted],
+        STATISTICS[metric].score,
+        groups=groups,
+        seed_independent=seed_independent,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def label_features(metric: LabelMetric, gold: Ints, predicted: Ints, labels: int) -> NDArray[np.float32]:
+    """(items, features) of one run, for `resample` with the metric's score."""
+    return STATISTICS[metric].features(gold, predicted, labels)
+
+
+def resample(
+    features: Sequence[Sequence[NDArray[np.float32]]],
+    score: Callable[[Array], Array],
+    *,
+    groups: Sequence[str] | None = None,
+    seed_independent: Sequence[bool] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Bootstrap:
+    """Score every arm on the same resampled items, by any metric that is a function of sums over items.
+
+    Args:
+        features: for every arm, for every run (seed) of it: (items, features).
+        score: summed features (..., features) to scores (...).
         groups: (items,) the cluster of each item; whole clusters are drawn: items inside one are not independent.
         seed_independent: arms whose single run would come out the same with any seed.
         resamples: at least 10,000 for reported intervals.
@@ -193,28 +240,25 @@ def bootstrap(
 
     Memory stays bounded by resamples x (2 x arms + runs of the widest arm) numbers plus one 16 MB chunk of weights.
     """
-    if len(gold) == 0:
+    items = len(features[0][0]) if features else 0
+    if items == 0:
         raise QuilateError("bootstrap: there are no items")
-    statistic = STATISTICS[metric]
-    fixed = list(seed_independent) if seed_independent is not None else [False] * len(predicted)
-    unit = np.arange(len(gold)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    fixed = list(seed_independent) if seed_independent is not None else [False] * len(features)
+    unit = np.arange(items) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     units = int(unit.max()) + 1
-    features = [
-        np.stack([_sum_by_unit(statistic.features(gold, run, labels), unit, units) for run in runs])
-        for runs in predicted
-    ]
-    real = [statistic.score(arm.sum(axis=1, dtype=np.float64)) for arm in features]  # (runs,) each
-    drawn = [np.empty((resamples, len(runs))) for runs in predicted]
+    by_unit = [np.stack([_sum_by_unit(run, unit, units) for run in runs]) for runs in features]
+    real = [score(arm.sum(axis=1, dtype=np.float64)) for arm in by_unit]  # (runs,) each
+    drawn = [np.empty((resamples, len(runs))) for runs in features]
     start = 0
     for weights in _unit_weights(units, resamples, numpy_stream(seed, "bootstrap", "items")):
-        for arm, scores in zip(features, drawn, strict=True):
+        for arm, scores in zip(by_unit, drawn, strict=True):
             for run, run_features in enumerate(arm):
                 sums = (weights @ run_features).astype(np.float64)
-                scores[start : start + len(weights), run] = statistic.score(sums)
+                scores[start : start + len(weights), run] = score(sums)
         start += len(weights)
     over_items = np.stack([scores.mean(axis=1) for scores in drawn], axis=1)
-    runs = np.array([0 if one else len(arm) for arm, one in zip(predicted, fixed, strict=True)])
-    variance_seeds = np.zeros(len(predicted))
+    runs = np.array([0 if one else len(arm) for arm, one in zip(features, fixed, strict=True)])
+    variance_seeds = np.zeros(len(features))
     over_both = over_items.copy()
     seeds_rng = numpy_stream(seed, "bootstrap", "seeds")
     for index in np.flatnonzero(runs >= MIN_SEEDS_FOR_INTERVAL):
@@ -227,7 +271,7 @@ def bootstrap(
         runs=runs,
         variance_seeds=variance_seeds,
         units=units,
-        items=len(gold),
+        items=items,
     )
 
 

@@ -144,6 +144,10 @@ ENGLISH = {
     "{items:items}, {seeds:runs}).",
     "scored_macro_f1": "{arm} reaches a macro-F1 of {score:percent} ({low:percent} to {high:percent}; {items:items}, "
     "{seeds:runs}).",
+    "scored_span_f1": "{arm} reaches an entity F1 of {score:percent} ({low:percent} to {high:percent}; {items:items}, "
+    "{seeds:runs}).",
+    "scored_span_f1_partial": "{arm} reaches an entity F1, partial finds counting half, of {score:percent} "
+    "({low:percent} to {high:percent}; {items:items}, {seeds:runs}).",
     "clearly_best": "Every other method is worse; the closest, {other}, by {difference:points} ({low:points} to "
     "{high:points}).",
     "within_margin": "No other method can be better by as much as {margin:points}, the margin you set: "
@@ -183,6 +187,10 @@ ENGLISH = {
     "few_groups": "There are only {groups:groups} in the test items; intervals over so few are rough.",
     "never_tested": "{count:labels} never tested, for want of a second example or group, or of room in the test rows: "
     "{names:names}.",
+    "unseen_span_labels": "{count:count} entities of the {split} documents have labels that no training document has, "
+    "and cannot be found: {names:names}.",
+    "overlapping_spans": "{count:count} of the {of:count} entities of the {split} documents overlap a longer one. A "
+    "tagger does not learn them and cannot find them; they count as missed all the same.",
     "splits_leak": "The splits share texts or groups (allow_leak): scores are too high by an unknown amount.",
     "fewer_rows": "{asked:count} {split} rows were asked for and {available:count} are there; all of them are used.",
     "other_language": "{share:percent} of the corpus {corpus} is not in the language it should be in ({language}).",
@@ -210,6 +218,10 @@ SPANISH = {
     "{items:items}, {seeds:runs}).",
     "scored_macro_f1": "{arm} alcanza un macro-F1 del {score:percent} (de {low:percent} a {high:percent}; "
     "{items:items}, {seeds:runs}).",
+    "scored_span_f1": "{arm} alcanza un F1 de entidades del {score:percent} (de {low:percent} a {high:percent}; "
+    "{items:items}, {seeds:runs}).",
+    "scored_span_f1_partial": "{arm} alcanza un F1 de entidades, contando la mitad lo hallado en parte, del "
+    "{score:percent} (de {low:percent} a {high:percent}; {items:items}, {seeds:runs}).",
     "clearly_best": "Todos los demás métodos son peores; el más cercano, {other}, por {difference:points} (de "
     "{low:points} a {high:points}).",
     "within_margin": "Ningún otro método puede superarlo en {margin:points}, el margen que usted fijó: "
@@ -250,6 +262,10 @@ SPANISH = {
     "few_groups": "Solo hay {groups:groups} en los casos de prueba; los intervalos sobre tan pocos son imprecisos.",
     "never_tested": "{count:labels} sin ningún caso de prueba, por falta de un segundo ejemplo o grupo, o de sitio "
     "entre las filas de prueba: {names:names}.",
+    "unseen_span_labels": "{count:count} entidades de los documentos de {split} tienen etiquetas que ningún documento "
+    "de entrenamiento tiene, y no pueden hallarse: {names:names}.",
+    "overlapping_spans": "{count:count} de las {of:count} entidades de los documentos de {split} se solapan con otra "
+    "más larga. Un etiquetador no las aprende ni puede hallarlas; aun así cuentan como falladas.",
     "splits_leak": "Las particiones comparten textos o grupos (allow_leak): las puntuaciones son demasiado altas, no "
     "se sabe cuánto.",
     "fewer_rows": "Se pidieron {asked:count} filas para {split} y hay {available:count}; se usan todas.",

@@ -57,7 +57,7 @@ def encode(
     sequences = [tokens or blank for tokens, _ in cut]
     vectors = np.empty((len(texts), int(encoder.divided.head.in_features)), dtype=np.float32)
     done = 0
-    for rows in _batches([len(tokens) for tokens in sequences]):
+    for rows in by_length([len(tokens) for tokens in sequences]):
         lengths = [len(sequences[row]) for row in rows]
         tokens = torch.tensor([token for row in rows for token in sequences[row]])[None]
         positions = torch.cat([torch.arange(length) for length in lengths])[None]
@@ -70,7 +70,7 @@ def encode(
     return Features(vectors, sum(was_cut for _, was_cut in cut), read, flops=2.0 * parameters * read)
 
 
-def _batches(lengths: list[int]) -> list[list[int]]:
+def by_length(lengths: list[int]) -> list[list[int]]:
     """Rows by length, longest first, at most `BATCH_TOKENS` a batch (or one longer text)."""
     batches: list[list[int]] = []
     room = 0

@@ -1,4 +1,4 @@
-"""All labels of a task as one tree of tokens: labels that begin alike share their beginning.
+"""All labels of a task, or all options of a question, as one tree of tokens: what begins alike shares its beginning.
 
 Every node holds a token that some label continues after; the log-probability of each label token is read at the node
 (or prompt end) before it. A label of one token needs no node at all.
@@ -48,8 +48,8 @@ class LabelTree:
         """
         if len({tuple(label) for label in labels}) < len(labels) or not all(labels):
             raise DataError(
-                "two labels have the same tokens, or a label is empty",
-                hint="give each its own short text in task.labels",
+                "two labels (or options of a question) have the same tokens, or one is empty",
+                hint="give each label its own short text in task.labels; options must differ for the tokenizer too",
             )
         nodes: dict[tuple[int, ...], int] = {}
         readings: list[tuple[int, int, int]] = []
@@ -77,3 +77,41 @@ class LabelTree:
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """One tree a row, padded. Shapes: B rows, N nodes of the largest tree, A labels of the widest, R readings in all.
+
+    Attributes:
+        tokens, depths: [B, N]; sees: [B, N, N]; a padding node sees itself alone, and nothing reads it.
+        row, source, token, label: [R] one reading each; `source` as in `LabelTree`.
+        lengths: [B, A] tokens of each label, 0 where a row has fewer labels.
+    """
+
+    tokens: Tensor
+    depths: Tensor
+    sees: Tensor
+    row: Tensor
+    source: Tensor
+    token: Tensor
+    label: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, trees: Sequence[LabelTree]) -> TreeBatch:
+        rows, nodes = len(trees), max(map(len, trees))
+        tokens, depths = torch.zeros(rows, nodes, dtype=torch.int64), torch.zeros(rows, nodes, dtype=torch.int64)
+        sees = torch.eye(nodes, dtype=torch.bool).repeat(rows, 1, 1)
+        lengths = torch.zeros(rows, max(len(tree.lengths) for tree in trees), dtype=torch.int64)
+        for row, tree in enumerate(trees):
+            tokens[row, : len(tree)] = tree.tokens
+            depths[row, : len(tree)] = tree.depths
+            sees[row, : len(tree), : len(tree)] = tree.sees
+            lengths[row, : len(tree.lengths)] = tree.lengths
+        counts = torch.tensor([len(tree.reading_token) for tree in trees])
+        return cls(
+            tokens, depths, sees, torch.repeat_interleave(torch.arange(rows), counts),
+            torch.cat([tree.reading_source for tree in trees]), torch.cat([tree.reading_token for tree in trees]),
+            torch.cat([tree.reading_label for tree in trees]), lengths,
+        )  # fmt: skip

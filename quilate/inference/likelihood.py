@@ -1,10 +1,11 @@
-"""Label scoring by likelihood: log P(label | prompt) for every item and label.
+"""Scoring by likelihood: log P(answer | prompt) for every item and each of its answers: labels, or options of its own.
 
-One forward pass a batch: each row holds an item's prompt and, after it, the whole label tree; an attention mask lets a
-label's tokens see the shared prefix, the item and the label's own beginning. What all prompts begin with (instruction,
-demonstrations) is found by comparing their tokens and encoded once for all batches.
+One forward pass a batch: each row holds an item's prompt and, after it, the whole tree of its answers; an attention
+mask lets an answer's tokens see the shared prefix, the item and the answer's own beginning. What all prompts begin with
+(instruction, demonstrations) is found by comparing their tokens and encoded once for all batches.
 
-Shapes: B items, L longest prompt, N tree nodes, P prefix tokens, D hidden size, V vocabulary.
+Shapes: B items, L longest prompt, N nodes of the largest tree, A answers of the item that has most, P prefix tokens,
+D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quilate.errors import DataError, ModelError
-from quilate.inference.label_tree import PROMPT_END, LabelTree
+from quilate.inference.label_tree import PROMPT_END, LabelTree, TreeBatch
 from quilate.inference.prefix import Prefix
 from quilate.inference.scores import LabelScores, Normalization
 from quilate.models.heads import divide
@@ -43,6 +44,7 @@ class _Room:
 class _Item:
     index: int
     tokens: list[int]
+    tree: LabelTree
 
 
 def score_labels(
@@ -68,7 +70,6 @@ def score_labels(
     )
 
 
-@torch.inference_mode()
 def score_tokens(
     model: PreTrainedModel,
     prompts: Sequence[list[int]],
@@ -78,50 +79,82 @@ def score_tokens(
     normalization: Normalization = "mean",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LabelScores:
-    """Score every label after every prompt.
+    """Score the same labels after every prompt; see `score_answers`, which it calls."""
+    answers = [labels] * len(prompts)
+    found = score_answers(
+        model, prompts, answers, item_lengths=item_lengths, normalization=normalization, on_progress=on_progress
+    )
+    return found if prompts else LabelScores(np.empty((0, len(labels))), truncated=0, tokens=0)
+
+
+@torch.inference_mode()
+def score_answers(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    answers: Sequence[Sequence[list[int]]],
+    *,
+    item_lengths: Sequence[int] | None = None,
+    normalization: Normalization = "mean",
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LabelScores:
+    """Score each prompt's answers after it; -inf where a prompt has fewer answers than another.
 
     Args:
-        prompts, labels: tokens.
+        prompts: tokens; answers: of each prompt, the tokens of each of its answers.
         item_lengths: how many tokens at each prompt's end are the item's own: only these are cut when a prompt is too
             long. By default all that the prompts do not share.
-        normalization: "mean" divides by the label's tokens, which keeps long labels in the race when a base model is
-            prompted (Brown et al. 2020, section 2.4); "sum" is the label's log-probability, what fine-tuning
-            maximizes; "first" is the log-probability of the label's first token alone.
+        normalization: "mean" divides by the answer's tokens, which keeps long ones in the race when a base model is
+            prompted (Brown et al. 2020, section 2.4); "sum" is the answer's log-probability, what fine-tuning
+            maximizes; "first" is the log-probability of the answer's first token alone.
         on_progress: called with items done and in total.
 
     Raises:
-        DataError: what comes before the items fills the model's context; a prompt is empty; two labels cannot be told
-            apart.
+        DataError: what comes before the items fills the model's context; a prompt is empty; two answers of one prompt
+            cannot be told apart.
         ModelError: the model does not place tokens where it is told to.
     """
     divided = divide(model)
     _check_layout(divided.body)
     device = divided.head.weight.device
-    if normalization == "first":
-        labels = _first_tokens(labels)
-    tree = LabelTree.of(labels)
     if not all(prompts):
         raise DataError(
             "a prompt is empty: there is nothing before the label", hint="give the template some fixed words"
         )
     shared = common_prefix_length(prompts)
-    room = _Room(context_length(model), int(tree.lengths.max()))
     own = [len(tokens) - shared for tokens in prompts]
     if item_lengths is not None:
         own = [min(mine, length) for mine, length in zip(own, item_lengths, strict=True)]
-    cut = [_cut(tokens, shared, mine, room) for tokens, mine in zip(prompts, own, strict=True)]
-    items = [_Item(index, tokens) for index, (tokens, _) in enumerate(cut)]
+    items, truncated = [], 0
+    for index, (tokens, mine, tree) in enumerate(zip(prompts, own, _trees(answers, normalization), strict=True)):
+        room = _Room(context_length(model), int(tree.lengths.max()))
+        kept, was_cut = _cut(tokens, shared, mine, room)
+        items.append(_Item(index, kept, tree))
+        truncated += was_cut
     prefix = Prefix(divided.body, prompts[0][:shared] if prompts else [], device)
-    scores = np.empty((len(prompts), len(labels)))
+    scores = np.full((len(prompts), max(map(len, answers), default=0)), -np.inf)
     done = computed = 0
     with tree_attention(model) as fused:
-        for batch in _batches(items, len(tree)):
-            hidden = _hidden_states(divided.body, batch, tree, prefix, device, fused=fused)
-            scores[[item.index for item in batch]] = _read(hidden, divided.head, tree, normalization)
+        for batch in _batches(items):
+            trees = TreeBatch.of([item.tree for item in batch])
+            hidden = _hidden_states(divided.body, batch, trees, prefix, device, fused=fused)
+            read = _read(hidden, divided.head, trees, normalization)
+            scores[[item.index for item in batch], : read.shape[1]] = read
             done += len(batch)
-            computed += sum(len(item.tokens) + len(tree) for item in batch)
+            computed += sum(len(item.tokens) + len(item.tree) for item in batch)
             on_progress(done, len(items))
-    return LabelScores(scores, sum(was_cut for _, was_cut in cut), computed + shared)
+    return LabelScores(scores, truncated, computed + shared)
+
+
+def _trees(answers: Sequence[Sequence[list[int]]], normalization: Normalization) -> list[LabelTree]:
+    """The tree of each prompt's answers; equal answers share one."""
+    made: dict[tuple[tuple[int, ...], ...], LabelTree] = {}
+    trees = []
+    for own in answers:
+        key = tuple(map(tuple, own))
+        if key not in made:
+            made[key] = LabelTree.of(_first_tokens(own) if normalization == "first" else own)
+        trees.append(made[key])
+    return trees
 
 
 def _cut(tokens: list[int], shared: int, own: int, room: _Room) -> tuple[list[int], bool]:
@@ -175,30 +208,32 @@ def _check_layout(body: torch.nn.Module) -> None:
         )
 
 
-def _batches(items: list[_Item], nodes: int) -> Iterator[list[_Item]]:
+def _batches(items: list[_Item]) -> Iterator[list[_Item]]:
     """Items of similar length together, longest first, at most `BATCH_TOKENS` padded tokens a batch."""
     batch: list[_Item] = []
+    nodes = 0
     for item in sorted(items, key=lambda i: -len(i.tokens)):
+        nodes = max(nodes, len(item.tree))
         if batch and (len(batch) + 1) * (len(batch[0].tokens) + nodes) > BATCH_TOKENS:
             yield batch
-            batch = []
+            batch, nodes = [], len(item.tree)
         batch.append(item)
     if batch:
         yield batch
 
 
 def _hidden_states(
-    body: torch.nn.Module, batch: list[_Item], tree: LabelTree, prefix: Prefix, device: torch.device, *, fused: bool
+    body: torch.nn.Module, batch: list[_Item], trees: TreeBatch, prefix: Prefix, device: torch.device, *, fused: bool
 ) -> Tensor:
     """Hidden states at each prompt's end and each tree node: [B, 1 + N, D]."""
     lengths = torch.tensor([len(item.tokens) for item in batch])
-    longest, nodes = int(lengths.max()), len(tree)
+    longest, nodes = int(lengths.max()), trees.tokens.shape[1]
     input_ids = torch.zeros(len(batch), longest + nodes, dtype=torch.int64)
     for row, item in enumerate(batch):
         input_ids[row, : len(item.tokens)] = torch.tensor(item.tokens)
-    input_ids[:, longest:] = tree.tokens
-    positions = torch.cat([torch.arange(longest).expand(len(batch), -1), lengths[:, None] + tree.depths], dim=1)
-    sees = _sees(lengths, longest, tree)
+    input_ids[:, longest:] = trees.tokens
+    positions = torch.cat([torch.arange(longest).expand(len(batch), -1), lengths[:, None] + trees.depths], dim=1)
+    sees = _sees(lengths, longest, trees)
     seen: dict[str, Any]
     if fused:
         seen = {"use_cache": False, "tree_layout": TreeLayout.of(sees, prefix.layers)}
@@ -212,27 +247,31 @@ def _hidden_states(
     return torch.cat([ends[:, None], output[:, longest:]], dim=1)
 
 
-def _sees(lengths: Tensor, longest: int, tree: LabelTree) -> Tensor:
+def _sees(lengths: Tensor, longest: int, trees: TreeBatch) -> Tensor:
     """[B, L + N, L + N] bool, True where attention among a row's own tokens is allowed."""
-    batch, nodes = lengths.shape[0], len(tree)
+    batch, nodes = trees.tokens.shape
     column = torch.arange(longest)
     sees = torch.zeros(batch, longest + nodes, longest + nodes, dtype=torch.bool)
     sees[:, :longest, :longest] = column <= column[:, None]
     sees[:, longest:, :longest] = (column < lengths[:, None])[:, None]
-    sees[:, longest:, longest:] = tree.sees
+    sees[:, longest:, longest:] = trees.sees
     return sees
 
 
-def _read(hidden: Tensor, head: torch.nn.Linear, tree: LabelTree, normalization: Normalization) -> np.ndarray:
-    """Label scores [B, labels] from hidden states [B, 1 + N, D]; softmax in fp32."""
+def _read(hidden: Tensor, head: torch.nn.Linear, trees: TreeBatch, normalization: Normalization) -> np.ndarray:
+    """Scores [B, A] from hidden states [B, 1 + N, D], -inf where a row has no such answer; softmax in fp32."""
     batch, places, width = hidden.shape
-    place_of = torch.where(tree.reading_source == PROMPT_END, 0, tree.reading_source + 1).to(hidden.device)
-    token = tree.reading_token.to(hidden.device)
-    read = torch.empty(batch, token.shape[0], dtype=torch.float32, device=hidden.device)
+    row = trees.row.to(hidden.device)
+    place = torch.where(trees.source == PROMPT_END, 0, trees.source + 1).to(hidden.device)
+    token = trees.token.to(hidden.device)
+    read = torch.empty(row.shape[0], dtype=torch.float32, device=hidden.device)
     rows = max(1, HEAD_ROWS // places)
     for start in range(0, batch, rows):
         logits = head(hidden[start : start + rows].reshape(-1, width)).float().view(-1, places, head.out_features)
-        read[start : start + rows] = logits[:, place_of, token] - logits.logsumexp(-1)[:, place_of]
-    scores = torch.zeros(batch, tree.lengths.shape[0], dtype=torch.float64)
-    scores.index_add_(1, tree.reading_label, read.double().cpu())
-    return (scores / tree.lengths if normalization == "mean" else scores).numpy()
+        here = (row >= start) & (row < start + rows)
+        at = row[here] - start, place[here]
+        read[here] = logits[(*at, token[here])] - logits.logsumexp(-1)[at]
+    scores = torch.zeros(trees.lengths.shape, dtype=torch.float64)
+    scores.index_put_((trees.row, trees.label), read.double().cpu(), accumulate=True)
+    scores = scores / trees.lengths.clamp(min=1) if normalization == "mean" else scores
+    return scores.masked_fill(trees.lengths == 0, -torch.inf).numpy()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -16,7 +17,6 @@ from safetensors.numpy import load_file, save_file
 
 from quilate.errors import DataError
 from quilate.files import make_folder, read_json, write_json
-from quilate.inference.api_scorer import ApiScorer
 from quilate.inference.calibration import CONTENT_FREE, Calibration, contextual, domain_pmi
 from quilate.inference.demonstrations import TFIDF, Pool
 from quilate.inference.prompts import Demonstration, Format, Layout, closing_words, layout_of
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 ProgressCallback = Callable[[int, int], None]
 
 
-def _silent(done: int, total: int) -> None:
-    pass
+def silent(done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
 class Scorer(Protocol):
@@ -40,7 +40,7 @@ class Scorer(Protocol):
 
     labels: list[str]
 
-    def score(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> LabelScores:
+    def score(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> LabelScores:
         """`scores` [texts, labels]: log-probabilities, up to a constant in each row."""
         ...
 
@@ -53,7 +53,7 @@ class MajorityScorer:
     def __init__(self, labels: list[str], frequencies: Sequence[float]) -> None:
         self.labels, self.frequencies = labels, list(frequencies)
 
-    def score(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> LabelScores:
+    def score(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> LabelScores:
         row = np.log(np.maximum(self.frequencies, 1e-12))
         on_progress(len(texts), len(texts))
         return LabelScores(np.tile(row, (len(texts), 1)), truncated=0, tokens=0)
@@ -85,7 +85,7 @@ class TfidfScorer:
         self._vectorizer = TfidfVectorizer(vocabulary=terms, **self.VECTORIZER)
         self._vectorizer.idf_ = idf
 
-    def score(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> LabelScores:
+    def score(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> LabelScores:
         if not texts:  # scikit-learn refuses an empty list
             return LabelScores(np.empty((0, len(self.labels))), truncated=0, tokens=0)
         logits = self._vectorizer.transform(texts) @ self.weights.T + self.bias
@@ -186,7 +186,7 @@ class PromptScorer:
             return [self.demonstrations] * len(texts), 0
         return self.loaded().nearest_that_fit(self._layout(), self.pool, texts, self.verbalizers)
 
-    def score(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> LabelScores:
+    def score(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> LabelScores:
         shown, fewer = self._shown(texts)
         ask = self.loaded().asker(self._layout(), self.verbalizers, self.normalization)
         found = ask(shown, texts, on_progress)
@@ -208,7 +208,7 @@ class PromptScorer:
         make_folder(folder)
         saved: dict[str, Any] = {
             "kind": "prompt",
-            "model": _movable(self.model_path, folder),
+            "model": movable(self.model_path, folder),
             "labels": self.labels,
             "verbalizers": self.verbalizers,
             "template": self.template.source,
@@ -280,7 +280,7 @@ class HeadScorer:
         self._pooling, self._max_item_tokens, self._precision = pooling, max_item_tokens, precision
         self._loaded: tuple[Any, Any] | None = None
 
-    def features(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> Features:
+    def features(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> Features:
         """The vectors [texts, D] that the head multiplies."""
         # Here, not above: transformers takes seconds to import, and the other scorers do without it.
         from quilate.inference.features import encode
@@ -295,7 +295,7 @@ class HeadScorer:
             model, tokenizer, prompts, pooling=self._pooling, max_tokens=self._max_item_tokens, on_progress=on_progress
         )
 
-    def score(self, texts: Sequence[str], on_progress: ProgressCallback = _silent) -> LabelScores:
+    def score(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> LabelScores:
         features = self.features(texts, on_progress)
         logits = features.vectors.astype(np.float64) @ self.weights.T + self.bias
         return LabelScores(logits - _log_sum_exp(logits), features.truncated, features.tokens)
@@ -303,7 +303,7 @@ class HeadScorer:
     def save(self, folder: Path) -> None:
         make_folder(folder)
         save_file({"weights": self.weights, "bias": self.bias}, folder / "head.safetensors")
-        write_json(folder / "scorer.json", self._saved | {"model": _movable(self.model_path, folder)})
+        write_json(folder / "scorer.json", self._saved | {"model": movable(self.model_path, folder)})
 
     @classmethod
     def load(cls, folder: Path, saved: dict[str, Any]) -> HeadScorer:
@@ -312,31 +312,38 @@ class HeadScorer:
         return cls(folder / saved["model"], saved["labels"], arrays["weights"], arrays["bias"], **fields)
 
 
-_LOADERS: dict[str, Callable[[Path, dict[str, Any]], Scorer]] = {
-    "majority": MajorityScorer.load,
-    "tfidf": TfidfScorer.load,
-    "prompt": PromptScorer.load,
-    "head": HeadScorer.load,
-    "api": ApiScorer.load,
+_KINDS = {
+    "majority": "quilate.inference.scorer:MajorityScorer",
+    "tfidf": "quilate.inference.scorer:TfidfScorer",
+    "prompt": "quilate.inference.scorer:PromptScorer",
+    "head": "quilate.inference.scorer:HeadScorer",
+    "position": "quilate.inference.choice:PositionScorer",
+    "longest": "quilate.inference.choice:LongestScorer",
+    "overlap": "quilate.inference.choice:OverlapScorer",
+    "choice prompt": "quilate.inference.choice:ChoicePromptScorer",
+    "gazetteer": "quilate.inference.spans:GazetteerTagger",
+    "tagger": "quilate.inference.spans:ModelTagger",
+    "api": "quilate.inference.api_scorer:ApiScorer",
 }
 
 
-def load_scorer(folder: Path) -> Scorer:
-    """Bring back a saved scorer.
+def load_scorer(folder: Path) -> Any:
+    """Bring back what an arm saved: a `Scorer`, a `ChoiceScorer` or a `Tagger`, as its task's kind wants.
 
     Raises:
         DataError: the folder holds none, or it was altered.
     """
     saved = read_json(folder / "scorer.json")
     try:
-        return _LOADERS[saved["kind"]](folder, saved)
+        module, _, name = _KINDS[saved["kind"]].partition(":")
+        return getattr(import_module(module), name).load(folder, saved)
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         problem = f"{folder / 'scorer.json'} is not a scorer quilate wrote: {error}"
         raise DataError(problem, hint="run the recipe again") from error
 
 
-def _movable(model: Path, folder: Path) -> str:
-    """A model beside the scorer is named relative to it: a run directory may be moved as a whole."""
+def movable(model: Path, folder: Path) -> str:
+    """How a scorer in `folder` names its model: one beside it relative to it, so that a run directory may be moved."""
     near = model.is_relative_to(folder.parent)
     return str(Path("..") / model.relative_to(folder.parent) if near else model)
 

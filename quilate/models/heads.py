@@ -21,7 +21,7 @@ COUNTS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "longformer")
 
 @dataclass(frozen=True)
 class Divided:
-    """`head(transform(body(...).last_hidden_state))` equals the model's logits.
+    """`head(transform(body(...).last_hidden_state))` equals the model's logits, over words or over tags.
 
     Attributes:
         transform: nothing for a causal model; a masked model's dense layer, activation and norm.
@@ -35,13 +35,14 @@ class Divided:
 
 
 def divide(model: PreTrainedModel) -> Divided:
-    """Divide a causal or masked model (an adapter's wrapping is looked through; the adapter stays active).
+    """Divide a causal or masked model, or a token classifier (an adapter's wrapping is looked through; the adapter
+    stays active).
 
     Raises:
         ModelError: the model's logits are not such a map of its last hidden states.
     """
     inner: PreTrainedModel = model.get_base_model() if hasattr(model, "peft_config") else model
-    body, head = inner.base_model, inner.get_output_embeddings()
+    body, head = inner.base_model, classifier_of(inner) or inner.get_output_embeddings()
     if isinstance(head, nn.Linear) and body is not inner:
         first = int(inner.config.pad_token_id) + 1 if inner.config.model_type in COUNTS_FROM_PADDING else 0
         divided = Divided(body, head, _transform_of(inner), first)
@@ -51,6 +52,27 @@ def divide(model: PreTrainedModel) -> Divided:
         f"{type(inner).__name__} computes its logits in a way quilate does not know (more than one linear map)",
         hint="use a Llama-, GPT-2-, Falcon-, Qwen-, Mistral-, BERT- or RoBERTa-like model",
     )
+
+
+# What token classifiers call their last layer: Llama, Mistral, Qwen and Gemma; GPT-2, Falcon, BERT and RoBERTa.
+CLASSIFIER_NAMES = ("score", "classifier")
+
+
+def classifier_name(model: PreTrainedModel) -> list[str] | None:
+    """The name of a token classifier's last layer, in a list, as peft wants names; None for any other model."""
+    if not type(model).__name__.endswith("ForTokenClassification"):
+        return None
+    return [next(name for name in CLASSIFIER_NAMES if hasattr(model, name))]
+
+
+def classifier_of(model: PreTrainedModel) -> nn.Module | None:
+    """The last layer of a token classifier; None for any other model."""
+    names = classifier_name(model)
+    if names is None:
+        return None
+    layer: nn.Module = getattr(model, names[0])
+    wrapped = getattr(layer, "modules_to_save", None)  # peft keeps the trained copy of a whole layer there
+    return layer if wrapped is None else wrapped["default"]
 
 
 def _transform_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,6 +23,7 @@ from transformers import (
 
 from quilate.errors import ModelError
 from quilate.files import read_json
+from quilate.models.heads import CLASSIFIER_NAMES, classifier_name, classifier_of
 from quilate.models.precision import compute_device
 from quilate.models.source import check_model_directory
 
@@ -85,12 +88,56 @@ def load_classifier(directory: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     return _load(AutoModelForSequenceClassification, directory, dtype=dtype, attention="sdpa")
 
 
+def load_token_classifier(directory: Path, *, dtype: torch.dtype) -> PreTrainedModel:
+    """A token classifier as `save_model` left it: a plain directory, or an adapter beside its classifier's config.
+
+    Raises:
+        ModelError: see `load_language_model`.
+    """
+    check_model_directory(directory)
+    if (directory / "adapter_config.json").exists():
+        tags = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False).id2label
+        model = new_token_classifier(_base_of(directory), list(tags.values()), dtype=dtype)
+        return _with_adapter(model.eval(), directory)
+    return _load(AutoModelForTokenClassification, directory, dtype=dtype, attention="sdpa")
+
+
+def new_token_classifier(directory: Path, tags: Sequence[str], *, dtype: torch.dtype) -> PreTrainedModel:
+    """The body of a language model with a fresh classifier of tags on it, drawn from torch's global stream.
+
+    Raises:
+        ModelError: the architecture has no token classifier in transformers, or the directory cannot be loaded.
+    """
+    check_model_directory(directory)
+    names = {"id2label": dict(enumerate(tags)), "label2id": {tag: number for number, tag in enumerate(tags)}}
+    model = _load(
+        AutoModelForTokenClassification, directory, dtype=dtype, attention="sdpa", fresh=CLASSIFIER_NAMES, **names
+    )
+    classifier = classifier_of(model)
+    assert isinstance(classifier, torch.nn.Linear)
+    torch.nn.init.normal_(classifier.weight, std=0.02)  # Devlin et al. 2019, as for every other new layer
+    if classifier.bias is not None:
+        torch.nn.init.zeros_(classifier.bias)
+    return model
+
+
+def reads_both_sides(model: PreTrainedModel) -> bool:
+    """Whether a token sees those after it: true of masked models, false of causal ones."""
+    return not any(getattr(module, "is_causal", False) for module in model.modules())
+
+
 # What transformers and peft were seen to raise for files that are broken or name things they do not know.
 BROKEN = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError)
 
 
-def _load(factory: Any, directory: Path, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def _load(
+    factory: Any, directory: Path, *, dtype: torch.dtype, attention: str, fresh: tuple[str, ...] = (), **settings: Any
+) -> PreTrainedModel:
+    """`fresh` layers need not be there, and are then not reported as missing."""
     transformers.utils.logging.disable_progress_bar()
+    verbosity = transformers.utils.logging.get_verbosity()
+    if fresh:
+        transformers.utils.logging.set_verbosity_error()
     model: PreTrainedModel
     try:
         model, loading = factory.from_pretrained(
@@ -101,13 +148,16 @@ def _load(factory: Any, directory: Path, *, dtype: torch.dtype, attention: str) 
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **settings,
         )
     except BROKEN as error:
         reason = str(error).partition("\n")[0]
         raise ModelError(
             f"{directory} cannot be loaded: {reason}", hint="is it a language model, whole and unaltered?"
         ) from error
-    missing = sorted(loading["missing_keys"])
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+    missing = sorted(key for key in loading["missing_keys"] if key.partition(".")[0] not in fresh)
     if missing:  # transformers draws them at random and goes on
         raise ModelError(
             f"{directory} lacks {len(missing)} of its weights: {', '.join(missing[:3])}", hint="fetch the model again"
@@ -116,11 +166,14 @@ def _load(factory: Any, directory: Path, *, dtype: torch.dtype, attention: str) 
 
 
 def _load_adapter(directory: Path, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    return _with_adapter(load_language_model(_base_of(directory), dtype=dtype, attention=attention), directory)
+
+
+def _with_adapter(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     from peft import PeftModel
 
     import quilate.models.tuning.bottleneck_peft  # noqa: F401 (its adapters are then among those that peft knows)
 
-    model = load_language_model(_base_of(directory), dtype=dtype, attention=attention)
     try:
         # autocast_adapter_dtype would make the adapter fp32 and every layer convert back and forth.
         return PeftModel.from_pretrained(model, directory, autocast_adapter_dtype=False).eval()
@@ -153,6 +206,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
             model, "peft_config"
         ) else model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if hasattr(model, "peft_config") and classifier_name(model.get_base_model()) is not None:
+        model.get_base_model().config.save_pretrained(folder)  # the base's own config knows nothing of the tags
 
 
 def trainable_parameters(model: torch.nn.Module) -> int:

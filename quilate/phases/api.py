@@ -24,7 +24,8 @@ from quilate.phases.prompting import (
     trials_of,
 )
 from quilate.phases.stage import StageContext, StageKind, StageReport
-from quilate.tasks.classification import Task
+from quilate.tasks.classification import ClassificationTask
+from quilate.tasks.kinds import load_task
 
 
 class ApiConfig(PromptingConfig):
@@ -98,7 +99,8 @@ class ApiConfig(PromptingConfig):
 
 def _run(context: StageContext[ApiConfig]) -> StageReport:
     config = context.config
-    task = Task.load(context.inputs["task"] / "task")
+    task = load_task(context.inputs["task"] / "task")
+    assert isinstance(task, ClassificationTask)  # a recipe with another kind is refused
     trials = trials_of(config)
     first = template_of(config, task, trials[0])
     plain = ApiScorer(
@@ -138,7 +140,7 @@ def ledger_of(folder: Path) -> Path:
     return make_folder(folder.parent.parent / "responses") / (folder.name.rpartition("-")[0] or folder.name)
 
 
-def _shown(config: ApiConfig, task: Task, trial: Trial, seed: int) -> Shown:
+def _shown(config: ApiConfig, task: ClassificationTask, trial: Trial, seed: int) -> Shown:
     def unused(texts: object) -> object:
         raise AssertionError("the config refuses `similarity: embedding`")
 

@@ -1,33 +1,43 @@
-"""What needs no language model: the majority class, and TF-IDF with logistic regression."""
+"""What needs no language model: the commonest answer, TF-IDF, the longest option, a dictionary of phrases."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
 
 from quilate.config import Config
 from quilate.errors import DataError
+from quilate.inference.choice import ChoiceScorer, LongestScorer, OverlapScorer, PositionScorer
 from quilate.inference.scorer import MajorityScorer, Scorer, TfidfScorer
+from quilate.inference.spans import GazetteerTagger, Phrase, Tagger, words_of
 from quilate.phases.logistic import fit_logistic
 from quilate.phases.stage import StageContext, StageKind, StageReport
-from quilate.tasks.classification import Task
+from quilate.tasks.classification import ClassificationTask
+from quilate.tasks.extraction import ExtractionTask
+from quilate.tasks.kinds import load_task
+from quilate.tasks.multiple_choice import ChoiceTask
+from quilate.tasks.task import Task
 
 
 class BaselineConfig(Config):
     kind: Literal["baseline"]
     """What needs no language model."""
-    method: Literal["majority", "tfidf"]
-    """`majority` always says the commonest training label; `tfidf` is TF-IDF with logistic regression."""
+    method: Literal["majority", "tfidf", "longest", "gazetteer"]
+    """`majority` always gives the commonest training label or, in multiple choice, place. `tfidf` is TF-IDF with
+    logistic regression; in multiple choice it picks the option nearest to the question. `longest` picks the longest
+    option. `gazetteer`, for extraction, finds the phrases that are spans of the training documents."""
     regularization: float = 10.0
     """Inverse strength C of the logistic regression's L2 penalty. 10 suits TF-IDF on a few hundred rows (guess)."""
 
 
-def train_majority(task: Task) -> MajorityScorer:
+def train_majority(task: ClassificationTask) -> MajorityScorer:
     """Smoothed label frequencies of the training rows."""
     counts = [sum(item.label == label for item in task.train) for label in task.labels]
     return MajorityScorer(list(task.labels), [count / len(task.train) for count in counts])
 
 
-def train_tfidf(task: Task, regularization: float) -> tuple[TfidfScorer, dict[str, int]]:
+def train_tfidf(task: ClassificationTask, regularization: float) -> tuple[TfidfScorer, dict[str, int]]:
     """Fit TF-IDF (words and pairs of words, sublinear counts) and multinomial logistic regression.
 
     Returns:
@@ -36,13 +46,7 @@ def train_tfidf(task: Task, regularization: float) -> tuple[TfidfScorer, dict[st
     Raises:
         DataError: fewer than two labels in the training rows, or no word in them.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(**TfidfScorer.VECTORIZER)
-    try:
-        features = vectorizer.fit_transform([item.text for item in task.train])
-    except ValueError as error:
-        raise DataError(f"the training texts have no words: {error}", hint="check the text column") from error
+    vectorizer, features = _fitted_vectorizer([item.text for item in task.train])
     fitted = fit_logistic(features, [item.label for item in task.train], task.labels, regularization=regularization)
     scorer = TfidfScorer(
         list(task.labels),
@@ -54,16 +58,91 @@ def train_tfidf(task: Task, regularization: float) -> tuple[TfidfScorer, dict[st
     return scorer, {"solver_iterations": fitted.iterations, "features": len(scorer.terms)}
 
 
+def _fitted_vectorizer(texts: list[str]) -> tuple[Any, Any]:
+    """A TF-IDF vectorizer fitted on the texts, and their features."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(**TfidfScorer.VECTORIZER)
+    try:
+        return vectorizer, vectorizer.fit_transform(texts)
+    except ValueError as error:
+        raise DataError(f"the training texts have no words: {error}", hint="check the text column") from error
+
+
+def place_frequencies(task: ChoiceTask) -> PositionScorer:
+    """Smoothed frequencies of the right option's place in the training questions."""
+    counts = Counter(item.right for item in task.train)
+    return PositionScorer([counts[place] / len(task.train) for place in range(max(counts) + 1)])
+
+
+def train_overlap(task: ChoiceTask) -> OverlapScorer:
+    """Learn how telling each word is from the training questions and options.
+
+    Raises:
+        DataError: there is no word in them.
+    """
+    vectorizer = _fitted_vectorizer([text for item in task.train for text in (item.text, *item.options)])[0]
+    return OverlapScorer(list(vectorizer.get_feature_names_out()), vectorizer.idf_)
+
+
+# A phrase of the dictionary must be a span at least as often as it is none (guess): below, it costs F1 more than it
+# brings.
+LEAST_PRECISION = 0.5
+
+
+def train_gazetteer(task: ExtractionTask) -> tuple[GazetteerTagger, dict[str, int]]:
+    """The spans of the training documents as phrases, each with its commonest label, if it mostly is such a span.
+
+    Returns:
+        The tagger, and counts: phrases dropped for being something else too often.
+    """
+    labels_of: dict[Phrase, Counter[str]] = defaultdict(Counter)
+    for document in task.train:
+        for span in document.spans:
+            phrase = tuple(word.text for word in words_of(document.text[span.start : span.end]))
+            if phrase:
+                labels_of[phrase][span.label] += 1
+    # The alphabet decides between labels that are equally common, so that equal data give equal dictionaries.
+    likeliest = {p: min(found, key=lambda label: (-found[label], label)) for p, found in labels_of.items()}
+    occurrences = _occurrences(likeliest.keys(), [document.text for document in task.train])
+    kept = {p: label for p, label in likeliest.items() if labels_of[p][label] >= LEAST_PRECISION * occurrences[p]}
+    return GazetteerTagger(task.trained_labels, kept), {"phrases": len(kept), "ambiguous": len(likeliest) - len(kept)}
+
+
+def _occurrences(phrases: Collection[Phrase], texts: Sequence[str]) -> Counter[Phrase]:
+    """How often each phrase stands in the texts, inside longer ones too."""
+    sizes = sorted({len(phrase) for phrase in phrases})
+    found: Counter[Phrase] = Counter()
+    for text in texts:
+        words = [word.text for word in words_of(text)]
+        for size in sizes:
+            grams = (tuple(words[place : place + size]) for place in range(len(words) - size + 1))
+            found.update(gram for gram in grams if gram in phrases)
+    return found
+
+
 def _run(context: StageContext[BaselineConfig]) -> StageReport:
-    task = Task.load(context.inputs["task"] / "task")
-    scorer: Scorer
-    facts: dict[str, int] = {}
-    if context.config.method == "majority":
-        scorer = train_majority(task)
-    else:
-        scorer, facts = train_tfidf(task, context.config.regularization)
+    task = load_task(context.inputs["task"] / "task")
+    scorer, facts = _trained(task, context.config)
     scorer.save(context.folder / "scorer")
     return StageReport(facts={"train_rows": len(task.train)} | facts)
+
+
+def _trained(task: Task, config: BaselineConfig) -> tuple[Scorer | ChoiceScorer | Tagger, dict[str, int]]:
+    match task, config.method:
+        case ClassificationTask(), "majority":
+            return train_majority(task), {}
+        case ClassificationTask(), "tfidf":
+            return train_tfidf(task, config.regularization)
+        case ChoiceTask(), "majority":
+            return place_frequencies(task), {}
+        case ChoiceTask(), "tfidf":
+            return train_overlap(task), {}
+        case ChoiceTask(), "longest":
+            return LongestScorer(), {}
+        case ExtractionTask(), "gazetteer":
+            return train_gazetteer(task)
+    raise AssertionError(f"{config.method} does not solve {task.config.kind}")
 
 
 BASELINE = StageKind("baseline", 1, BaselineConfig, _run)

@@ -17,10 +17,11 @@ from quilate.data.text import holds_text, read_text
 from quilate.errors import DataError, GateError
 from quilate.files import read_jsonl, sha256_of_file, sha256_of_tree, write_jsonl
 from quilate.phases.stage import StageContext, StageKind, StageReport
-from quilate.tasks.classification import Task
 from quilate.tasks.columns import Condition, TextColumn, filter_rows
+from quilate.tasks.kinds import load_task
 from quilate.tasks.labels import Item
 from quilate.tasks.leaks import find_leaks
+from quilate.tasks.task import Task
 
 WARN_SHARE = 0.05  # of the bytes, in another language; guess: so much no longer is a quotation here and there
 
@@ -73,7 +74,7 @@ def _run(context: StageContext[CorpusStageConfig]) -> StageReport:
     if config.max_bytes is not None:
         documents, counts["documents beyond max_bytes"] = _first_bytes(documents, config.max_bytes)
     if "task" in context.inputs:
-        task = Task.load(context.inputs["task"] / "task")
+        task = load_task(context.inputs["task"] / "task")
         # Whole sources too: cut into sentences, a test item of several would go unseen.
         texts = list(dict.fromkeys([*documents, *(source_of[d] for d in documents)]))
         refuse_leak(texts, task, config.path, allow=context.config.allow_leak)

@@ -116,6 +116,10 @@ def train(
     return result
 
 
-def training_flops(tokens: int, parameters: int, trainable: int) -> float:
-    """Kaplan et al. 2020: 2N a token forward, 2N for the gradient of activations, 2N for that of trained weights."""
-    return tokens * (4.0 * parameters + 2.0 * trainable)
+def training_flops(tokens: int, parameters: int, trainable: int, *, body_learns: bool = True) -> float:
+    """Kaplan et al. 2020: 2N a token forward, 2N for the gradient of activations, 2N for that of trained weights.
+
+    Args:
+        body_learns: gradients go into the body; under a frozen one only the head has any.
+    """
+    return tokens * ((4.0 if body_learns else 2.0) * parameters + 2.0 * trainable)

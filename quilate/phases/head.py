@@ -23,7 +23,7 @@ from quilate.models.load import is_masked_directory, load_tokenizer
 from quilate.models.precision import Precision
 from quilate.phases.logistic import fit_logistic, labels_present
 from quilate.phases.stage import StageContext
-from quilate.tasks.classification import Task
+from quilate.tasks.classification import ClassificationTask
 from quilate.tokenization.segments import prompt_tokens
 
 
@@ -48,7 +48,7 @@ class TrainedHead:
 
 def train_head(
     context: StageContext[Any],
-    task: Task,
+    task: ClassificationTask,
     model: Path,
     config: HeadConfig,
     *,

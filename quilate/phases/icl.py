@@ -9,7 +9,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from quilate.inference import demonstrations
 from quilate.inference.calibration import Calibration
+from quilate.inference.choice import ChoicePromptScorer
 from quilate.inference.demonstrations import most_that_fit
 from quilate.inference.prompts import Demonstration, Format, layout_of
 from quilate.inference.scorer import PromptScorer
@@ -26,7 +28,10 @@ from quilate.phases.prompting import (
     trials_of,
 )
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of
-from quilate.tasks.classification import Task
+from quilate.rng import numpy_stream
+from quilate.tasks.classification import ClassificationTask
+from quilate.tasks.kinds import load_task
+from quilate.tasks.multiple_choice import AnswerForm, ChoiceItem, ChoiceTask
 from quilate.tasks.templates import PromptTemplate
 
 
@@ -48,6 +53,8 @@ class IclConfig(PromptingConfig):
     max_item_tokens: int = Field(default=256, ge=1)
     """Room kept for an item when examples are fitted into the context, up to half of it. A longer item is cut in its
     middle only if it does not fit."""
+    answer: AnswerForm = "text"
+    """For multiple choice: ask for an option's `text`, or for its `letter` after a prompt that lists all of them."""
     precision: Precision = "auto"
     """Number format of the forward pass: bf16 where the processor is fast at it, else fp32."""
 
@@ -62,8 +69,11 @@ class IclConfig(PromptingConfig):
 
 def _run(context: StageContext[IclConfig]) -> StageReport:
     config = context.config
-    task = Task.load(context.inputs["task"] / "task")
+    task = load_task(context.inputs["task"] / "task")
     model = model_of(context.inputs["model"])
+    if isinstance(task, ChoiceTask):
+        return _ask_choices(context, task, model)
+    assert isinstance(task, ClassificationTask)  # a recipe with another kind is refused
     trials = trials_of(config)
     plain = PromptScorer(
         model,
@@ -98,6 +108,33 @@ def _run(context: StageContext[IclConfig]) -> StageReport:
     chosen, tried = choose_on_dev(context, task, trials, scorer_of)
     scorer_of(chosen).save(context.folder / "scorer")
     return report_of(task, chosen, shown[chosen], tried)
+
+
+def _ask_choices(context: StageContext[IclConfig], task: ChoiceTask, model: Path) -> StageReport:
+    """Questions with options of their own: one prompt, its demonstrations drawn or named."""
+    config = context.config
+    assert isinstance(config.shots, int)  # a recipe that says otherwise is refused
+    match config.demonstrations:
+        case "fixed":
+            ranked = demonstrations.named(task.train, config.rows)[: config.shots]
+        case "random":
+            ranked = demonstrations.uniform(task.train, config.shots, seed=context.seed)
+        case _:
+            ranked = demonstrations.balanced(task.train, config.shots, per_class=False, seed=context.seed)
+    rng = numpy_stream(context.seed, "order", 0)
+    arranged = demonstrations.arrange(ranked, config.reading_order(), label=lambda item: item.label, rng=rng)
+    template = task.config.prompt_template(config.answer)
+    scorer = ChoicePromptScorer(
+        model,
+        form=config.answer,
+        template=template.source,
+        instruction=template.instruction if config.instruction else "",
+        demonstrations=[(item, item.right) for item in arranged if isinstance(item, ChoiceItem)],
+        normalization=config.normalization,
+        precision=config.precision,
+    )
+    scorer.save(context.folder / "scorer")
+    return StageReport(facts={"train_rows": len(arranged), "demonstrations": [item.id for item in arranged]})
 
 
 def _fitting(

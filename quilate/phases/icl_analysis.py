@@ -36,7 +36,7 @@ from quilate.inference.likelihood import score_tokens
 from quilate.models.load import context_length, load_causal, load_tokenizer
 from quilate.models.observed_attention import Observation, attention_layers, observe, observed
 from quilate.rng import derive_seed, numpy_stream
-from quilate.tasks.classification import Task
+from quilate.tasks.classification import ClassificationTask
 from quilate.tasks.labels import Item
 from quilate.tasks.templates import PromptTemplate
 from quilate.tokenization.segments import answer_tokens, opening_tokens, prompt_tokens
@@ -104,7 +104,7 @@ class _Asked:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    task: Task
+    task: ClassificationTask
     template: PromptTemplate = field(init=False)
     labels: list[list[int]] = field(init=False)
     head: list[int] = field(init=False)
@@ -147,7 +147,7 @@ class _Seen:
 
 def analyse(
     model: Path,
-    task: Task,
+    task: ClassificationTask,
     *,
     seeds: Sequence[int],
     settings: Settings = Settings(),

@@ -13,7 +13,8 @@ from quilate.evaluation.wording import say
 from quilate.files import sha256_of_file
 from quilate.models.source import model_name, resolve_model
 from quilate.phases.stage import StageContext, StageKind, StageReport, write_model_note
-from quilate.tasks.classification import TaskConfig, prepare
+from quilate.tasks.kinds import TaskConfig
+from quilate.tasks.prepare import prepare
 
 
 class LabelledSources(Config):
@@ -109,5 +110,5 @@ def content_of_sources(sources: LabelledSources, base: Path) -> dict[str, str]:
     return {name: sha256_of_file(locate(source, base=base)) for name, source in sources.given().items()}
 
 
-TASK = StageKind("task", 2, TaskStageConfig, _prepare_task)
+TASK = StageKind("task", 3, TaskStageConfig, _prepare_task)
 BASE = StageKind("base", 1, BaseStageConfig, _prepare_base)

@@ -29,7 +29,7 @@ from quilate.optim.sophia import Sophia
 from quilate.phases.corpus import corpus_documents
 from quilate.phases.stage import StageContext, StageReport
 from quilate.rng import Streams, numpy_stream
-from quilate.tasks.classification import Task
+from quilate.tasks.kinds import load_task
 from quilate.tokenization.segments import plain_tokens
 
 TASK_CORPUS = "task"  # the name under which `corpora` means the task's own training texts
@@ -107,7 +107,7 @@ class CorpusMixture:
         folders = {role.removeprefix("corpus:"): path for role, path in inputs.items() if role.startswith("corpus:")}
         train = {name: corpus_documents(folders[name], "train") for name in weights if name != TASK_CORPUS}
         if TASK_CORPUS in weights:
-            train[TASK_CORPUS] = [item.text for item in Task.load(inputs["task"] / "task").train]
+            train[TASK_CORPUS] = [item.content for item in load_task(inputs["task"] / "task").train]
         held_out = {name: corpus_documents(folder, "held_out") for name, folder in folders.items()}
         return cls(train, held_out, weights)
 

@@ -23,7 +23,7 @@ from quilate.inference.scorer import Scorer
 from quilate.phases.evaluate import gold_indices
 from quilate.phases.stage import StageContext, StageReport
 from quilate.rng import derive_seed, numpy_stream
-from quilate.tasks.classification import Task
+from quilate.tasks.classification import ClassificationTask
 from quilate.tasks.labels import Item
 from quilate.tasks.templates import PromptTemplate
 
@@ -128,7 +128,7 @@ def trials_of(config: PromptingConfig) -> list[Trial]:
     return [Trial(*combination) for combination in combinations if combination[0] != 0 or combination[2] == 0]
 
 
-def template_of(config: PromptingConfig, task: Task, trial: Trial) -> PromptTemplate:
+def template_of(config: PromptingConfig, task: ClassificationTask, trial: Trial) -> PromptTemplate:
     """The template of a trial, its instruction and verbalizers filled in.
 
     Raises:
@@ -142,7 +142,7 @@ def template_of(config: PromptingConfig, task: Task, trial: Trial) -> PromptTemp
 
 def show(
     config: PromptingConfig,
-    task: Task,
+    task: ClassificationTask,
     trial: Trial,
     *,
     seed: int,
@@ -171,7 +171,9 @@ def show(
     return Shown([pairs[item.id] for item in arranged], None, [item.id for item in arranged], left_out)
 
 
-def _ranked(config: PromptingConfig, task: Task, trial: Trial, seed: int, embed: demonstrations.Embed) -> list[Item]:
+def _ranked(
+    config: PromptingConfig, task: ClassificationTask, trial: Trial, seed: int, embed: demonstrations.Embed
+) -> list[Item]:
     """The trial's demonstrations, the dearest first."""
     shots = len(task.train) if trial.shots == "fit" else trial.shots
     match config.demonstrations:
@@ -201,7 +203,7 @@ class Tried:
 
 
 def choose_on_dev(
-    context: StageContext[Any], task: Task, trials: Sequence[Trial], scorer_of: Callable[[Trial], Scorer]
+    context: StageContext[Any], task: ClassificationTask, trials: Sequence[Trial], scorer_of: Callable[[Trial], Scorer]
 ) -> tuple[Trial, list[Tried]]:
     """Score every trial on the development items and take the best; of equals, the one that read fewest tokens.
 
@@ -237,7 +239,7 @@ def choose_on_dev(
     return best.trial, tried
 
 
-def report_of(task: Task, chosen: Trial, shown: Shown, tried: list[Tried], **facts: Any) -> StageReport:
+def report_of(task: ClassificationTask, chosen: Trial, shown: Shown, tried: list[Tried], **facts: Any) -> StageReport:
     """What a prompted arm says of itself."""
     return StageReport(
         counts={"demonstrations that did not fit": shown.left_out},

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quilate.phases.evaluate import gold_indices, read_probabilities
+from quilate.phases.evaluate import gold_indices, read_counts, read_probabilities
 from quilate.recipe.evidence_stage import run_plan
 from quilate.recipe.manifest import read_manifest
-from quilate.tasks.classification import Task
+from quilate.tasks.extraction import ExtractionTask
+from quilate.tasks.kinds import load_task
+from quilate.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -41,25 +43,34 @@ def cells_of(run: Path) -> list[Cell]:
 
 
 def _cell(run: Path, name: str, stages: dict[str, dict[str, Any]], metric: str) -> Cell:
-    from quilate.evaluation import metrics
-
     solver = name.removesuffix("-evaluate")
     arm, _, seed = solver.rpartition("-s")
     evaluated, solved = (read_manifest(run / stages[stage]["folder"]) for stage in (name, solver))
     if evaluated is None or solved is None:
         return Cell(arm, int(seed), metric)
-    task = Task.load(run / stages["task"]["folder"] / "task")
-    gold, probabilities = gold_indices(task.test, task.labels), read_probabilities(run / stages[name]["folder"])
+    task = load_task(run / stages["task"]["folder"] / "task")
     return Cell(
         arm,
         int(seed),
         metric,
-        score=round(getattr(metrics, metric)(gold, probabilities), 6),
-        items=len(gold),
+        score=round(score_of(task, run / stages[name]["folder"]), 6),
+        items=len(task.test),
         seconds=round(solved["cost"]["seconds"] + evaluated["cost"]["seconds"], 1),
         load_average=max(float(m["measured"]["load_average"]) for m in (evaluated, solved)),
         stages={stage: stages[stage]["id"][:16] for stage in (solver, name)},
     )
+
+
+def score_of(task: Task, folder: Path) -> float:
+    """The score of a finished evaluate stage by the task's metric."""
+    from quilate.evaluation import metrics
+    from quilate.evaluation.statistics import SPAN_SCORES
+
+    metric = task.config.metric
+    if isinstance(task, ExtractionTask):
+        return float(SPAN_SCORES[metric](read_counts(folder).sum(axis=(0, 1)).astype(float)))
+    score: float = getattr(metrics, metric)(gold_indices(task.test, task.labels), read_probabilities(folder))
+    return score
 
 
 MODEL_KINDS = ("pretrain", "adapt", "sft", "reward", "dpo", "ppo", "grpo")

@@ -14,12 +14,15 @@ from quilate.evaluation.outcomes import ArmOutcome, Cost, Phase, Rules
 from quilate.evaluation.schema import Notice, ShotsEvidence
 from quilate.files import read_json, write_json, write_text
 from quilate.phases.corpus import WARN_SHARE
-from quilate.phases.evaluate import gold_indices, read_probabilities
+from quilate.phases.evaluate import gold_indices, gold_of, read_counts, read_probabilities
 from quilate.phases.prompting import trial_scores
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.recipe.manifest import read_manifest
 from quilate.recipe.spec import StageSpec
-from quilate.tasks.classification import Task
+from quilate.tasks.classification import ClassificationTask
+from quilate.tasks.extraction import ExtractionTask
+from quilate.tasks.kinds import load_task
+from quilate.tasks.task import Task
 
 Manifest = dict[str, Any]
 
@@ -30,7 +33,10 @@ SHARED_KINDS = ("task", "base")
 READ_KINDS = ("corpus", "conversations", "preferences")
 
 # Of `Task.report`: rows that were read and then not used.
-DROPPED = ("filtered", "empty_text", "missing_label", "unseen_label", "dropped_leaks", "unused")
+DROPPED = (
+    "filtered", "empty_text", "missing_label", "unusable_options", "unusable_answer", "unseen_label", "dropped_leaks",
+    "unused",
+)  # fmt: skip
 
 
 class JudgedArm(Config):
@@ -61,7 +67,7 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
 
     config = context.config
     manifests = {role: _finished(folder) for role, folder in context.inputs.items()}
-    task = Task.load(context.inputs["task"] / "task")
+    task = load_task(context.inputs["task"] / "task")
     outcomes = _outcomes(config, context.inputs, manifests, task)
     rules = Rules(
         metric=task.config.metric,
@@ -73,7 +79,7 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
     )
     groups = [item.group for item in task.test] if task.config.group else None
     once = [Notice(code="made_once", values={"names": list(config.made_once)})] if config.made_once else []
-    judgement = judge(outcomes, gold_indices(task.test, task.labels), task.labels, groups, rules)
+    judgement = judge(outcomes, gold_of(task), task.labels, groups, rules)
     evidence = assemble(
         judgement,
         recipe=config.recipe,
@@ -107,11 +113,22 @@ def _finished(folder: Path) -> Manifest:
 
 def outcomes_of_run(out: Path) -> tuple[Task, list[ArmOutcome]]:
     """The task and every arm's outcome of a finished run."""
+    config, inputs = _judged_in(out)
+    task = load_task(inputs["task"] / "task")
+    return task, _outcomes(config, inputs, {role: _finished(folder) for role, folder in inputs.items()}, task)
+
+
+def evaluations_of_run(out: Path) -> dict[str, list[Path]]:
+    """The folders of every arm's evaluate stages, one a seed, of a finished run."""
+    config, inputs = _judged_in(out)
+    return {arm.name: [inputs[name] for name in arm.evaluations] for arm in config.arms}
+
+
+def _judged_in(out: Path) -> tuple[ReportConfig, dict[str, Path]]:
+    """What a finished run's report stage was told, and the folders of its inputs."""
     spec = StageSpec.read(out / run_plan(out)["stages"]["report"]["folder"])
     inputs = {role: Path(folder) for role, folder in spec.inputs.items()}
-    task = Task.load(inputs["task"] / "task")
-    config = validate(ReportConfig, spec.config, source="report")
-    return task, _outcomes(config, inputs, {role: _finished(folder) for role, folder in inputs.items()}, task)
+    return validate(ReportConfig, spec.config, source="report"), inputs
 
 
 def _outcomes(
@@ -138,7 +155,10 @@ def _outcome(
         phase=arm.phase,
         method=arm.method,
         seeds=[manifest["seed"] for manifest in solved_by],
-        probabilities=[read_probabilities(folders[name]) for name in arm.evaluations],
+        probabilities=[]
+        if isinstance(task, ExtractionTask)
+        else [read_probabilities(folders[name]) for name in arm.evaluations],
+        spans=[read_counts(folders[name]) for name in arm.evaluations] if isinstance(task, ExtractionTask) else [],
         cost=_mean_cost(costs, trained),
         cost_per_1000=_mean([manifests[name]["facts"]["seconds_per_1000"] for name in arm.evaluations]),
         seed_independent=arm.deterministic,
@@ -160,7 +180,7 @@ def _shots_curve(solved_by: list[tuple[Path, Manifest]], task: Task, resamples: 
         for folder, manifest in solved_by
         for number, entry in enumerate(manifest["facts"].get("trials", []))
     ]
-    if not tried:
+    if not tried or not isinstance(task, ClassificationTask):
         return []
     groups = [item.group for item in task.dev] if task.config.group else None
     gold = gold_indices(task.dev, task.labels)
@@ -228,7 +248,7 @@ def _describe_task(task: Task, outcomes: list[ArmOutcome]) -> dict[str, Any]:
         "test": len(task.test),
         "dropped": {name: count for name in DROPPED if (count := _total(report[name]))},
         "quarantined": quarantined,
-        "truncated": max(sum(n for name, n in o.counts.items() if name.endswith("cut")) for o in outcomes),
+        "truncated": max(sum(n for name, n in o.counts.items() if name.endswith(" cut")) for o in outcomes),
         "group": task.config.group,
         "groups_in_test": len({item.group for item in task.test}) if task.config.group else None,
         "leak_check": "leaked, allowed" if report["allowed_leak"] else "clean",

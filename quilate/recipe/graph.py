@@ -130,22 +130,22 @@ def seeds_of(recipe: Recipe, node: ArmConfig | StageConfig) -> list[int]:
     if isinstance(node, (PretrainConfig, AdaptConfig, SftConfig, RewardConfig, DpoConfig, OnlineTraining)):
         return recipe.seeds[:1] if node.once else recipe.seeds
     below = _below(recipe, node)
-    changes = _draws(node) or (below is not None and len(seeds_of(recipe, below)) > 1)
+    changes = _draws(recipe, node) or (below is not None and len(seeds_of(recipe, below)) > 1)
     return recipe.seeds if changes else recipe.seeds[:1]
 
 
 def is_deterministic(recipe: Recipe, arm: ArmConfig) -> bool:
     """Whether any seed at all would give the same."""
-    return not _draws(arm) and _below(recipe, arm) is None
+    return not _draws(recipe, arm) and _below(recipe, arm) is None
 
 
-def _draws(arm: ArmConfig) -> bool:
+def _draws(recipe: Recipe, arm: ArmConfig) -> bool:
     """Whether an arm itself draws something: an order, initial weights, demonstrations."""
     match arm:
         case BaselineConfig():
             return False
-        case FinetuneConfig():  # a head has one solution
-            return arm.method != "head"
+        case FinetuneConfig():  # a classification head has one solution
+            return arm.method != "head" or (recipe.task is not None and recipe.task.kind == "extraction")
         case IclConfig() | ApiConfig():
             return arm.draws()
 

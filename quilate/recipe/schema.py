@@ -25,7 +25,7 @@ from quilate.phases.inputs import LabelledSources
 from quilate.phases.language_modelling import TASK_CORPUS
 from quilate.phases.pretrain import PretrainConfig
 from quilate.phases.sft import SftConfig
-from quilate.tasks.classification import TaskConfig
+from quilate.tasks.kinds import TaskConfig
 
 ArmConfig = Annotated[BaselineConfig | IclConfig | ApiConfig | FinetuneConfig, Field(discriminator="kind")]
 
@@ -38,6 +38,54 @@ BASE = "base"  # the name by which `on:` refers to the base model
 
 
 RESERVED = (BASE, "task", "report")
+
+
+# What each kind of task can be solved by, beside fine-tuning by any method but those in NOT_TUNED_BY.
+BASELINES = {
+    "classification": ("majority", "tfidf"),
+    "multiple_choice": ("majority", "tfidf", "longest"),
+    "extraction": ("gazetteer",),
+}
+NOT_TUNED_BY = {"classification": (), "multiple_choice": ("head",), "extraction": ()}
+
+
+def misfit(kind: str, arm: ArmConfig) -> str | None:
+    """Why an arm cannot solve tasks of a kind as it is configured; None if it can."""
+    match arm:
+        case BaselineConfig() if arm.method not in BASELINES[kind]:
+            return f"`method: {arm.method}` does not solve {kind}; these do: {', '.join(BASELINES[kind])}"
+        case ApiConfig() if kind != "classification":
+            return f"an endpoint does not solve {kind} yet: use `finetune` or `baseline`"
+        case IclConfig() if kind == "extraction":
+            return "a prompt does not solve extraction yet: use `finetune`, or `baseline` with `method: gazetteer`"
+        case IclConfig() if kind == "multiple_choice" and _for_classes_only(arm):
+            return f"`{_for_classes_only(arm)[0]}` goes with classification only, as it is set here"
+        case FinetuneConfig() if arm.method in NOT_TUNED_BY[kind]:
+            return f"`method: {arm.method}` does not solve {kind}: use `full`, `lora`, `adapter` or `last_layers`"
+        case FinetuneConfig(method="head") if kind == "classification" and arm.lr is not None:
+            return "`lr` does not go with `method: head`: its classifier has a solver that needs none"
+        case FinetuneConfig(method="head") if kind == "extraction" and arm.head is not None:
+            return "`head` settings are for classification: for extraction the classifier is trained by steps"
+        case IclConfig(answer="letter") | FinetuneConfig(answer="letter") if kind != "multiple_choice":
+            return "`answer: letter` goes with multiple_choice"
+    return None
+
+
+def _for_classes_only(arm: IclConfig) -> list[str]:
+    """The settings of a prompted arm that multiple choice does not know."""
+    return [
+        key
+        for key, used in {
+            "per_class": arm.per_class,
+            "shots": not isinstance(arm.shots, int),
+            "demonstrations": arm.demonstrations in ("nearest", "diverse"),
+            "permutations": arm.permutations > 1,
+            "templates": bool(arm.templates),
+            "format": arm.format != "plain",
+            "calibration": arm.calibration != "none",
+        }.items()
+        if used
+    ]
 
 
 def stands_on(node: StageConfig | ArmConfig) -> str | None:
@@ -123,13 +171,23 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _arms_solve_the_task(self) -> Recipe:
+        for name, arm in self.arms.items():
+            problem = misfit(self.task.kind, arm) if self.task is not None else None
+            if problem is not None:
+                raise ValueError(f"arm '{name}': {problem}")
+        return self
+
+    @model_validator(mode="after")
     def _everything_stands_on_something(self) -> Recipe:
         twice = sorted(set(self.arms) & set(self.stages))
         if twice:
             raise ValueError(f"'{twice[0]}' names both a stage and an arm")
         tuned = {name: arm for name, arm in self.arms.items() if isinstance(arm, FinetuneConfig)}
+        taggers = self.task is not None and self.task.kind == "extraction"
+        writers = [name for name, arm in tuned.items() if arm.method != "head" and not taggers]
         written = [name for name, stage in self.stages.items() if not isinstance(stage, RewardConfig)]
-        models = [BASE, *written, *(name for name, arm in tuned.items() if arm.method != "head")]
+        models = [BASE, *written, *writers]
         for name, node in (self.stages | self.arms).items():
             on = stands_on(node)
             if on == BASE and self.base is None:

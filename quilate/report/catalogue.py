@@ -11,8 +11,18 @@ _BOTH: dict[str, tuple[str, str]] = {
     "standing.groups": ("The items come from {groups:groups}.", "Los casos proceden de {groups:groups}."),
     "metric.accuracy": ("Share of right answers (accuracy)", "Proporción de aciertos (exactitud)"),
     "metric.macro_f1": ("Macro-F1", "Macro-F1"),
+    "metric.span_f1": (
+        "Micro-F1 of entities, start, end and label all right",
+        "Micro-F1 de entidades, con inicio, fin y etiqueta correctos",
+    ),
+    "metric.span_f1_partial": (
+        "Micro-F1 of entities, one found in part counting half",
+        "Micro-F1 de entidades; la hallada en parte cuenta la mitad",
+    ),
     "short.accuracy": ("Right answers", "Aciertos"),
     "short.macro_f1": ("Macro-F1", "Macro-F1"),
+    "short.span_f1": ("Entity F1", "F1 de entidades"),
+    "short.span_f1_partial": ("Entity F1, partial", "F1 de entidades, parcial"),
     "warnings": ("Before you rely on this", "Antes de fiarse de esto"),
     # arms
     "arms": ("The methods compared", "Los métodos comparados"),
@@ -119,14 +129,30 @@ _BOTH: dict[str, tuple[str, str]] = {
     "test.McNemar chi-square": ("McNemar, chi-square", "McNemar, ji cuadrado"),
     # per class
     "classes": ("Label by label", "Etiqueta por etiqueta"),
-    "classes.note": (
+    "classes.note.classification": (
         "F1 in per cent for every method, mean over its runs (100 is perfect). “Items” is how many test items have the "
         "label: with few, the number says little.",
         "F1 en tanto por ciento para cada método, media de sus ejecuciones (100 es perfecto). «Casos» es cuántos casos "
         "de prueba tienen la etiqueta: si son pocos, la cifra dice poco.",
     ),
+    "classes.note.multiple_choice": (
+        "F1 in per cent for every method, by the place of the right option, mean over its runs (100 is perfect): a "
+        "method that prefers a place shows here. “Items” is how many test items have the right one there.",
+        "F1 en tanto por ciento para cada método, según el lugar de la opción correcta, media de sus ejecuciones (100 "
+        "es perfecto): aquí se ve si un método prefiere un lugar. «Casos» es cuántos casos de prueba tienen ahí la "
+        "correcta.",
+    ),
+    "classes.note.extraction": (
+        "F1 in per cent for every method, start, end and label all right, mean over its runs (100 is perfect). "
+        "“Entities” is how many the test documents have of each label: with few, the number says little.",
+        "F1 en tanto por ciento para cada método, con inicio, fin y etiqueta correctos, media de sus ejecuciones (100 "
+        "es perfecto). «Entidades» es cuántas de cada etiqueta tienen los documentos de prueba: si son pocas, la cifra "
+        "dice poco.",
+    ),
+    "gold.classification": ("Items", "Casos"),
+    "gold.multiple_choice": ("Items", "Casos"),
+    "gold.extraction": ("Entities", "Entidades"),
     "label": ("Label", "Etiqueta"),
-    "items": ("Items", "Casos"),
     # language modelling
     "modelling": ("Language modelling", "Modelado del lenguaje"),
     "modelling.note": (
@@ -193,6 +219,11 @@ _BOTH: dict[str, tuple[str, str]] = {
     "count.filtered": ("not chosen by the recipe's filter", "no elegidas por el filtro de la receta"),
     "count.empty_text": ("empty text", "texto vacío"),
     "count.missing_label": ("no label", "sin etiqueta"),
+    "count.unusable_options": (
+        "fewer than two options, an empty one, or two alike",
+        "menos de dos opciones, alguna vacía o dos iguales",
+    ),
+    "count.unusable_answer": ("right answer not among the options", "respuesta correcta ausente de las opciones"),
     "count.unseen_label": ("label not seen in training", "etiqueta ausente del entrenamiento"),
     "count.dropped_leaks": ("also in a later split", "también en otra partición"),
     "count.unused": ("not needed for the sizes asked for", "no necesarias para los tamaños pedidos"),
@@ -218,6 +249,26 @@ _BOTH: dict[str, tuple[str, str]] = {
     "count.test answers from the cache": (
         "test answers that were there from an earlier run",
         "respuestas de prueba que ya estaban de una ejecución anterior",
+    ),
+    "count.documents in several windows": (
+        "training documents read in several windows",
+        "documentos de entrenamiento leídos en varias ventanas",
+    ),
+    "count.dev documents in several windows": (
+        "development documents read in several windows",
+        "documentos de desarrollo leídos en varias ventanas",
+    ),
+    "count.test documents in several windows": (
+        "test documents read in several windows",
+        "documentos de prueba leídos en varias ventanas",
+    ),
+    "count.spans inside longer ones": (
+        "training entities left out, inside longer ones",
+        "entidades de entrenamiento omitidas por estar dentro de otras",
+    ),
+    "count.spans that end inside a token": (
+        "training entities whose ends no token has",
+        "entidades de entrenamiento cuyos extremos caen dentro de un token",
     ),
     "count.refused updates": ("updates refused (not finite)", "actualizaciones rechazadas (no finitas)"),
     "count.refused estimates of curvature": (

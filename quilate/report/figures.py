@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from quilate.evaluation.schema import ArmEvidence
+from quilate.evaluation.schema import ArmEvidence, CalibrationEvidence
 from quilate.report.language import Language
 
 Width = Literal["wide", "narrow"]
@@ -225,7 +225,7 @@ def _smoothed(losses: tuple[float, ...], memory: float = 0.8) -> list[float]:
     return smooth
 
 
-def confusion(arm: ArmEvidence, labels: list[str], t: Language) -> str:
+def confusion(counts_by_row: list[list[int]], labels: list[str], t: Language) -> str:
     """The confusion matrix, rows normalized; labels are written once and numbered, so that long names fit."""
     size = len(labels)
     cell = 0.30
@@ -233,7 +233,7 @@ def confusion(arm: ArmEvidence, labels: list[str], t: Language) -> str:
     with mpl.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(size * cell + longest * 0.083 + 0.8, size * cell + 0.9), layout="constrained")
         axes = figure.add_subplot()
-        for row, counts in enumerate(arm.confusion):
+        for row, counts in enumerate(counts_by_row):
             total = sum(counts)
             for column, count in enumerate(counts):
                 share = count / total if total else 0.0
@@ -263,11 +263,11 @@ def confusion(arm: ArmEvidence, labels: list[str], t: Language) -> str:
         return svg_of(figure, "confusion", t("confusion"))
 
 
-def reliability(arm: ArmEvidence, t: Language) -> str:
+def reliability(calibration: CalibrationEvidence, t: Language) -> str:
     """The reliability diagram; a point's area is the number of items in its bin."""
     with mpl.rc_context(STYLE):
         figure, axes = axes_of("wide", (4.0, 3.8), (4.0, 3.8))
-        bins = arm.calibration.bins
+        bins = calibration.bins
         largest = max(b.items for b in bins)
         axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=(0, (4, 3)))
         axes.plot([b.confidence for b in bins], [b.accuracy for b in bins], color=_ACCENT, lw=1.2)

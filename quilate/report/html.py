@@ -68,8 +68,8 @@ def _figures(evidence: Evidence, shown: ArmEvidence, t: Language) -> dict[str, M
         "curves_narrow": figures.learning_curves(arms, t, "narrow"),
         "shots_wide": shots_curves(arms, t, metric, "wide"),
         "shots_narrow": shots_curves(arms, t, metric, "narrow"),
-        "confusion": figures.confusion(shown, evidence.labels, t),
-        "reliability": figures.reliability(shown, t),
+        "confusion": None if shown.confusion is None else figures.confusion(shown.confusion, evidence.labels, t),
+        "reliability": None if shown.calibration is None else figures.reliability(shown.calibration, t),
     }
     return {name: None if svg is None else Markup(svg) for name, svg in drawn.items()}  # noqa: S704 - escaped by matplotlib
 

@@ -21,6 +21,26 @@ class Item:
     label: str
     group: str
 
+    @property
+    def content(self) -> str:
+        """All of what a model reads of it: what must not stand in two splits."""
+        return self.text
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels it is an example of."""
+        return (self.label,)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What is right: items of equal content and other answers contradict each other."""
+        return self.labels
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Item:
+        """From what `dataclasses.asdict` gave."""
+        return cls(**row)
+
 
 def cell_text(value: Any) -> str:
     """A cell as text: "" for a missing one (None, NaN, []), no decimals on whole numbers, no space around."""

@@ -96,7 +96,7 @@ def find_leaks(earlier: Sequence[Item], later: Sequence[Item]) -> Leaks:
     """Compare two splits by text and by group."""
     guilty: set[str] = set()
     kinds: dict[str, set[str]] = {"exact": set(), "group": set(), "overlap": set()}
-    texts = [[normalize(item.text) for item in split] for split in (earlier, later)]
+    texts = [[normalize(item.content) for item in split] for split in (earlier, later)]
     for kind, keys in (("exact", texts), ("group", [[item.group for item in split] for split in (earlier, later)])):
         shared = set(keys[0]) & set(keys[1])
         guilty |= {item.id for item, key in zip(earlier, keys[0], strict=True) if key in shared}

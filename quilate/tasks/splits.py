@@ -52,7 +52,7 @@ def tie_duplicates(items: Sequence[Item]) -> Ties:
     """
     by_text: dict[str, list[Item]] = defaultdict(list)
     for item in items:
-        by_text[normalize(item.text)].append(item)
+        by_text[normalize(item.content)].append(item)
     forest = _Forest()
     for same in by_text.values():
         for item in same[1:]:
@@ -278,4 +278,4 @@ def _strata(items: Iterable[Item], config: SplitConfig) -> Counter[str]:
 
 def _draw(seed: int, item: Item) -> tuple[bytes, str]:
     """A pseudo-random key of the content; equal rows fall back on their ids."""
-    return hashlib.sha256(f"{seed}\0{item.label}\0{item.text}".encode()).digest(), item.id
+    return hashlib.sha256(f"{seed}\0{item.label}\0{item.content}".encode()).digest(), item.id

@@ -16,10 +16,18 @@ class PromptTemplate:
 
     SEPARATOR = "\n\n"  # one blank line, as in Brown et al. 2020, appendix G
 
-    def __init__(self, template: str, *, instruction: str = "", verbalizers: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        template: str,
+        *,
+        instruction: str = "",
+        verbalizers: Sequence[str] = (),
+        names: Sequence[str] = ("text", "labels"),
+    ) -> None:
         """
         Args:
             template: Jinja text with `{{ text }}` and optionally `{{ labels }}` (the verbalizers, comma-separated).
+            names: what it may use; for multiple choice `text` and `options`, a list that differs from item to item.
 
         Raises:
             ConfigError: see `SandboxedTemplate`.
@@ -27,19 +35,19 @@ class PromptTemplate:
         self.source = template
         self.instruction = instruction
         self._labels = list(verbalizers)
-        self._template = SandboxedTemplate(template, name="template", names=("text", "labels"))
+        self._template = SandboxedTemplate(template, name="template", names=names)
 
-    def prompt(self, text: str) -> str:
+    def prompt(self, text: str, options: Sequence[str] = ()) -> str:
         """The part that ends where the label is to be written; no space at its end."""
-        return self._template.render(text=text, labels=self._labels)
+        return self._template.render(text=text, labels=self._labels, options=list(options))
 
     def answer(self, verbalizer: str) -> str:
         """What follows `prompt`: a space and the verbalizer."""
         return f" {verbalizer}"
 
-    def demonstration(self, text: str, verbalizer: str) -> str:
+    def demonstration(self, text: str, verbalizer: str, options: Sequence[str] = ()) -> str:
         """A solved item with the separator after it."""
-        return self.prompt(text) + self.answer(verbalizer) + self.SEPARATOR
+        return self.prompt(text, options) + self.answer(verbalizer) + self.SEPARATOR
 
     def prefix(self, demonstrations: Iterable[tuple[str, str]] = ()) -> str:
         """What all test items share: the instruction and the (text, verbalizer) demonstrations."""

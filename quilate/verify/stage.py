@@ -23,11 +23,14 @@ from quilate.models.tuning.merge import merged
 from quilate.phases import finetune, sft
 from quilate.phases.conversations import stored_conversations
 from quilate.phases.example_training import plan_batches
+from quilate.phases.examples import label_examples
 from quilate.phases.finetune import FinetuneConfig
 from quilate.phases.sft import SftConfig
 from quilate.phases.stage import StageContext, StageReport, model_of
 from quilate.rng import Streams, numpy_stream
-from quilate.tasks.classification import Task
+from quilate.tasks.classification import ClassificationTask
+from quilate.tasks.kinds import load_task
+from quilate.tasks.task import Task
 from quilate.tokenization.chat import ChatTemplate
 from quilate.verify.certificate import DoesNotApply
 
@@ -83,7 +86,13 @@ class Examined:
             )
         self.context, self.run, self.manifest = context, run, manifest
         self.config: FinetuneConfig | SftConfig = context.config
-        self.task = Task.load(context.inputs["task"] / "task") if "task" in context.inputs else task
+        self.task = load_task(context.inputs["task"] / "task") if "task" in context.inputs else task
+        if isinstance(self.config, FinetuneConfig) and not isinstance(self.task, ClassificationTask):
+            kind = self.task.config.kind if self.task is not None else "unknown"
+            raise UsageError(
+                f"{context.folder.name} is trained on a task of the kind {kind}, which `verify` does not know yet",
+                hint="name a stage trained on a classification task, or an sft stage",
+            )
         self.base = model_of(context.inputs["model"])
         self.dtype = compute_dtype(self.config.precision)
         self.work = context.folder / WORK
@@ -127,12 +136,12 @@ class Examined:
             return self._trained_conversations(min(self.config.length, context))
         if self.is_head:
             raise DoesNotApply(HEAD)
-        assert self.task is not None  # every fine-tuning stage has one
+        assert isinstance(self.task, ClassificationTask)  # others were refused
         limits = {"max_item_tokens": self.config.max_item_tokens, "context": context}
-        examples, cut = finetune.build_examples(self.task, self.tokenizer, **limits)
+        made = label_examples(self.task, self.tokenizer, **limits)
         unlimited = {"max_item_tokens": NO_LIMIT, "context": NO_LIMIT}
-        whole, _ = finetune.build_examples(self.task, self.tokenizer, **unlimited)
-        return TrainedExamples(examples, _lengths(whole), {"prompts cut": cut})
+        whole = label_examples(self.task, self.tokenizer, **unlimited)
+        return TrainedExamples(made.examples, _lengths(whole.examples), made.counts)
 
     def _trained_conversations(self, length: int) -> TrainedExamples:
         quiet = replace(self.context, note=lambda _: None)

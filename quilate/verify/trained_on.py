@@ -13,6 +13,7 @@ from quilate.errors import UsageError
 from quilate.models.load import load_tokenizer
 from quilate.phases.conversations import stored_conversations
 from quilate.phases.sft import SftConfig
+from quilate.tasks.classification import ClassificationTask
 from quilate.tasks.labels import Item
 from quilate.tasks.leaks import Leaks, find_leaks
 from quilate.tokenization.segments import opening_tokens
@@ -101,7 +102,7 @@ def _chat_round_trip(examined: Examined, tokenizer: PreTrainedTokenizerBase, pla
 
 def _label_round_trip(examined: Examined, tokenizer: PreTrainedTokenizerBase, place: str) -> Finding:
     task, trained = examined.task, examined.trained
-    assert task is not None
+    assert isinstance(task, ClassificationTask)  # others were refused
     template = task.prompt_template()
     opening = opening_tokens(tokenizer)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]

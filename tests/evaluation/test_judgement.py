@@ -200,7 +200,7 @@ def test_impossible_outcomes_are_refused(gold: Gold, make_arm: MakeArm) -> None:
     arm = make_arm("a", gold, [right])
     with pytest.raises(QuilateError, match="distinct names"):
         judge([arm, arm], gold, LABELS, None, RULES)
-    with pytest.raises(QuilateError, match="arrays of probabilities"):
+    with pytest.raises(QuilateError, match="arrays of answers"):
         judge([dataclasses.replace(arm, seeds=[1, 2])], gold, LABELS, None, RULES)
     with pytest.raises(QuilateError, match="seconds"):
         judge([dataclasses.replace(arm, cost=Cost(float("nan")))], gold, LABELS, None, RULES)

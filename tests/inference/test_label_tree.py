@@ -53,6 +53,6 @@ def test_every_label_is_read_along_its_own_path(paths: list[tuple[int, ...]]) ->
 
 @pytest.mark.parametrize("labels", [[[1, 2], [3], [1, 2]], [[1], []]])
 def test_labels_that_cannot_be_told_apart_are_refused(labels: list[list[int]]) -> None:
-    with pytest.raises(DataError, match="same tokens, or a label is empty") as caught:
+    with pytest.raises(DataError, match="same tokens, or one is empty") as caught:
         LabelTree.of(labels)
     assert caught.value.exit_code == 3

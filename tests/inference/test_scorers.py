@@ -16,7 +16,7 @@ from quilate.config import validate
 from quilate.errors import DataError
 from quilate.inference.scorer import MajorityScorer, PromptScorer, Scorer, TfidfScorer, load_scorer
 from quilate.phases.baselines import train_majority, train_tfidf
-from quilate.tasks.classification import Task, TaskConfig
+from quilate.tasks.classification import ClassificationConfig, ClassificationTask
 from quilate.tasks.labels import Item
 
 NEW_TEXTS = [
@@ -28,10 +28,10 @@ NEW_TEXTS = [
 ]
 
 
-def task(labels: list[str]) -> Task:
+def task(labels: list[str]) -> ClassificationTask:
     train = [Item(f"t:{n}", text, labels[n % len(labels)], f"g{n}") for n, text in enumerate(SENTENCES)]
-    config = validate(TaskConfig, {"name": "t", "text": "texto", "label": "etiqueta"}, source="prueba")
-    return Task(config, "t", sorted(set(labels)), sorted(set(labels)), train, [], [], {})
+    config = validate(ClassificationConfig, {"name": "t", "text": "texto", "label": "etiqueta"}, source="prueba")
+    return ClassificationTask(config, sorted(set(labels)), train, [], [], {})
 
 
 @pytest.mark.parametrize("labels", [["sí", "no"], ["piel", "ojo", "oído", "tórax"]], ids=["binary", "multiclass"])

@@ -22,7 +22,9 @@ from quilate.phases.conversations import (
     stored_conversations,
 )
 from quilate.phases.stage import StageContext, StageReport
-from quilate.tasks.classification import Task, TaskConfig, prepare
+from quilate.tasks.classification import ClassificationConfig
+from quilate.tasks.kinds import load_task
+from quilate.tasks.prepare import prepare
 
 
 def conversation(id: str, asked: str, group: str | None = None) -> Conversation:
@@ -112,9 +114,9 @@ def test_the_stage_counts_and_keeps(tmp_path: Path) -> None:
 
 def test_a_test_item_in_a_conversation_stops_the_run(tmp_path: Path) -> None:
     rows = [{"texto": f"{s} Nota {n}.", "etiqueta": "ab"[n % 2]} for n, s in enumerate(SENTENCES * 3)]
-    config = TaskConfig(name="t", text="texto", label="etiqueta", split={"train": 12, "dev": 4, "test": 8})
+    config = ClassificationConfig(name="t", text="texto", label="etiqueta", split={"train": 12, "dev": 4, "test": 8})
     prepare(config, {"all": rows}, {"all": {}}).save(tmp_path / "task")
-    leaked = Task.load(tmp_path / "task").test[0].text
+    leaked = load_task(tmp_path / "task").test[0].text
     write(tmp_path / "c.jsonl", [{"prompt": f"¿Qué tal {n}?", "completion": leaked.upper() if n == 3 else f"Bien {n}."}
                                  for n in range(8)])  # fmt: skip
     with pytest.raises(GateError, match="1 of 8 test items"):

@@ -93,19 +93,20 @@ def test_sentences_need_a_language_with_rules(stage: Stage) -> None:
 def test_test_item_of_two_sentences_is_found_in_a_corpus_of_sentences(stage: Stage) -> None:
     from quilate.data.tables import SourceConfig
     from quilate.phases.inputs import TASK, LabelledSources, TaskStageConfig
-    from quilate.tasks.classification import Task, TaskConfig
+    from quilate.tasks.classification import ClassificationConfig
+    from quilate.tasks.kinds import load_task
     from quilate.tasks.splits import SplitConfig
 
     rows = [json.dumps({"texto": f"Consulta {i}. {s}", "tema": "ab"[i % 2]}) for i, s in enumerate(SENTENCES * 3)]
     (stage.folder / "filas.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    task = TaskConfig(name="t", text="texto", label="tema", split=SplitConfig(train=12, dev=4, test=8))
+    task = ClassificationConfig(name="t", text="texto", label="tema", split=SplitConfig(train=12, dev=4, test=8))
     sources = LabelledSources(all=SourceConfig(path="filas.jsonl"))
     context = StageContext(
         TaskStageConfig(task=task, sources=sources), {}, stage.folder, 0, stage.folder,
         lambda _: None, lambda _: None, StopRequest(),
     )  # fmt: skip
     TASK.run(context)
-    item = Task.load(stage.folder / "task").test[0].text
+    item = load_task(stage.folder / "task").test[0].text
     write(stage.folder, [*(note[::-1] for note in NOTES), item])
     for unit in ("paragraph", "sentence"):
         with pytest.raises(GateError, match="1 of 8 test items"):

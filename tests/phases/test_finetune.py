@@ -15,20 +15,23 @@ from quilate.config import validate
 from quilate.engine.interrupts import StopRequest
 from quilate.errors import DataError, Interrupted
 from quilate.inference.scorer import load_scorer
-from quilate.phases.finetune import FINETUNE, FinetuneConfig, build_examples
+from quilate.phases.examples import label_examples
+from quilate.phases.finetune import FINETUNE, FinetuneConfig
 from quilate.phases.stage import StageContext, StageReport, write_model_note
-from quilate.tasks.classification import Task, TaskConfig, prepare
+from quilate.tasks.classification import ClassificationConfig, ClassificationTask
+from quilate.tasks.kinds import load_task
+from quilate.tasks.prepare import prepare
 
 LABELS = {"r": "respiratorio", "d": "digestivo", "p": "piel"}
 
 
-def small_task(**keys: Any) -> Task:
+def small_task(**keys: Any) -> ClassificationTask:
     rows = [
         {"texto": f"{sentence} Caso número {n}.", "etiqueta": "rdp"[n % 3]} for n, sentence in enumerate(SENTENCES * 4)
     ]
     split = {"train": 20, "dev": 6, "test": 12}
     value = {"name": "t", "text": "texto", "label": "etiqueta", "labels": LABELS, "split": split} | keys
-    return prepare(validate(TaskConfig, value, source="t"), {"all": rows}, {"all": {}})
+    return prepare(validate(ClassificationConfig, value, source="t"), {"all": rows}, {"all": {}})
 
 
 class Folder:
@@ -67,8 +70,9 @@ def folder(tmp_path: Path, llama_directory: Path) -> Folder:
 
 def test_an_example_is_prompt_label_and_end_and_only_the_latter_are_supervised() -> None:
     task, tokenizer = small_task(), tiny_tokenizer()
-    examples, truncated = build_examples(task, tokenizer, max_item_tokens=200, context=256)
-    assert truncated == 0
+    made = label_examples(task, tokenizer, max_item_tokens=200, context=256)
+    examples = made.examples
+    assert made.counts == {"prompts cut": 0}
     assert [e.id for e in examples] == [item.id for item in task.train]
     for item, example in zip(task.train, examples, strict=True):
         prompt = f"Texto: {item.text}\nEtiqueta:"
@@ -82,19 +86,19 @@ def test_an_example_is_prompt_label_and_end_and_only_the_latter_are_supervised()
 def test_long_prompts_are_cut_counted_and_still_fit_the_context() -> None:
     task, tokenizer = small_task(), tiny_tokenizer()
     longest_answer = max(len(tokenizer(f" {word}").input_ids) for word in LABELS.values()) + 1
-    examples, truncated = build_examples(task, tokenizer, max_item_tokens=512, context=30)
-    assert truncated == len(examples)
-    assert max(len(e.tokens) for e in examples) == 30
-    examples, _ = build_examples(task, tokenizer, max_item_tokens=20, context=256)
-    assert max(len(e.tokens) for e in examples) == 20 + longest_answer
+    made = label_examples(task, tokenizer, max_item_tokens=512, context=30)
+    assert made.counts == {"prompts cut": len(made.examples)}
+    assert max(len(e.tokens) for e in made.examples) == 30
+    made = label_examples(task, tokenizer, max_item_tokens=20, context=256)
+    assert max(len(e.tokens) for e in made.examples) == 20 + longest_answer
     with pytest.raises(DataError, match="fills the model's context of 5"):
-        build_examples(task, tokenizer, max_item_tokens=512, context=5)
+        label_examples(task, tokenizer, max_item_tokens=512, context=5)
 
 
 @pytest.mark.parametrize(("method", "lr"), [("full", 1e-2), ("lora", 1e-2), ("adapter", 3e-2), ("last_layers", 1e-2)])
 def test_a_stage_learns_saves_and_can_be_asked(folder: Folder, method: str, lr: float) -> None:
     report = folder.run("arm", method=method, epochs=20, lr=lr)
-    task = Task.load(folder.root / "task" / "task")
+    task = load_task(folder.root / "task" / "task")
     scores = load_scorer(folder.root / "arm" / "scorer").score([item.text for item in task.train]).scores
     predicted = [task.labels[i] for i in scores.argmax(axis=1)]
     assert np.mean([p == item.label for p, item in zip(predicted, task.train, strict=True)]) > 0.9

@@ -21,7 +21,7 @@ from quilate.inference.features import encode
 from quilate.inference.scorer import HeadScorer, load_scorer
 from quilate.models.create import create, shape_config
 from quilate.models.load import load_language_model, load_tokenizer
-from quilate.tasks.classification import Task
+from quilate.tasks.kinds import load_task
 
 
 def tiny_roberta() -> PreTrainedModel:
@@ -66,7 +66,7 @@ def test_the_head_is_scikit_learns_on_standardized_vectors(tmp_path: Path, shape
     folder = Folder(tmp_path, base)
     before = sha256_of_tree(base)
     report = folder.run("arm", method="head", lr=None, head={"regularization": 0.5})
-    task = Task.load(folder.root / "task" / "task")
+    task = load_task(folder.root / "task" / "task")
     scorer = load_scorer(folder.root / "arm" / "scorer")
     assert isinstance(scorer, HeadScorer)
     train = scorer.features([item.text for item in task.train]).vectors
@@ -119,7 +119,7 @@ def test_a_head_stands_on_an_adapter(tmp_path: Path) -> None:
     folder = Folder(tmp_path, save_directory(tiny_llama(), tmp_path / "model"))
     folder.run("tuned", method="adapter")
     folder.run("arm", on="tuned", method="head", lr=None)
-    task = Task.load(folder.root / "task" / "task")
+    task = load_task(folder.root / "task" / "task")
     on_adapter = load_scorer(folder.root / "arm" / "scorer").score([task.test[0].text]).scores
     folder.run("plain", method="head", lr=None)
     on_base = load_scorer(folder.root / "plain" / "scorer").score([task.test[0].text]).scores

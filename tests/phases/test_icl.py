@@ -17,12 +17,13 @@ from quilate.errors import ConfigError, DataError, Interrupted
 from quilate.inference.scorer import PromptScorer, load_scorer
 from quilate.phases.icl import ICL, IclConfig
 from quilate.phases.stage import StageContext, StageReport, write_model_note
-from quilate.tasks.classification import Task, TaskConfig, prepare
+from quilate.tasks.classification import ClassificationConfig, ClassificationTask
+from quilate.tasks.prepare import prepare
 
 LABELS = {"r": "respiratorio", "d": "digestivo", "p": "piel"}
 
 
-def small_task() -> Task:
+def small_task() -> ClassificationTask:
     rows = [
         {"texto": f"{sentence} Caso número {n}.", "etiqueta": "rdp"[n % 3]} for n, sentence in enumerate(SENTENCES * 4)
     ]
@@ -30,7 +31,7 @@ def small_task() -> Task:
         "name": "t", "text": "texto", "label": "etiqueta", "labels": LABELS, "instruction": "Clasifica.",
         "split": {"train": 20, "dev": 9, "test": 12},
     }  # fmt: skip
-    return prepare(validate(TaskConfig, value, source="t"), {"all": rows}, {"all": {}})
+    return prepare(validate(ClassificationConfig, value, source="t"), {"all": rows}, {"all": {}})
 
 
 def config(**keys: Any) -> IclConfig:

@@ -16,23 +16,26 @@ from quilate.errors import DataError
 from quilate.phases import icl_analysis
 from quilate.phases.icl_analysis import MEASURES, VARIANTS, SeedAnalysis, Settings, analyse
 from quilate.report.implicit_tuning import conclusion, write_analysis
-from quilate.tasks.classification import Task, TaskConfig, prepare
+from quilate.tasks.classification import ClassificationConfig, ClassificationTask
+from quilate.tasks.prepare import prepare
 
 ROWS = [{"texto": f"{s[:30]} {n}", "etiqueta": "rd"[n % 2]} for n, s in enumerate(SENTENCES * 3)]
 SETTINGS = Settings(shots=3, items=6, observed=3, dev=4, rates=(0.01, 0.1))
 
 
 @pytest.fixture(scope="module")
-def task() -> Task:
+def task() -> ClassificationTask:
     value = {
         "name": "t", "text": "texto", "label": "etiqueta", "labels": {"r": "respiratorio", "d": "digestivo"},
         "instruction": "Clasifica.", "split": {"train": 12, "dev": 6, "test": 8},
     }  # fmt: skip
-    return prepare(validate(TaskConfig, value, source="t"), {"all": ROWS}, {"all": {}})
+    prepared = prepare(validate(ClassificationConfig, value, source="t"), {"all": ROWS}, {"all": {}})
+    assert isinstance(prepared, ClassificationTask)
+    return prepared
 
 
 @pytest.fixture(scope="module")
-def found(task: Task, llama_directory: Path) -> list[SeedAnalysis]:
+def found(task: ClassificationTask, llama_directory: Path) -> list[SeedAnalysis]:
     return analyse(llama_directory, task, seeds=[0], settings=SETTINGS)
 
 
@@ -85,11 +88,13 @@ def test_every_measure_of_every_variant_is_there(found: list[SeedAnalysis]) -> N
     assert seed.variants["random labels"].by_item["sim_aou"] != seed.variants["demonstrations"].by_item["sim_aou"]
 
 
-def test_the_same_seed_gives_the_same(found: list[SeedAnalysis], task: Task, llama_directory: Path) -> None:
+def test_the_same_seed_gives_the_same(
+    found: list[SeedAnalysis], task: ClassificationTask, llama_directory: Path
+) -> None:
     assert analyse(llama_directory, task, seeds=[0], settings=SETTINGS) == found
 
 
-def test_demonstrations_that_do_not_fit_are_refused(task: Task, llama_directory: Path) -> None:
+def test_demonstrations_that_do_not_fit_are_refused(task: ClassificationTask, llama_directory: Path) -> None:
     with pytest.raises(DataError, match="demonstrations leave"):
         analyse(llama_directory, task, seeds=[0], settings=Settings(shots=12))
 

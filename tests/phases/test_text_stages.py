@@ -102,9 +102,9 @@ def test_corpus_that_holds_a_test_item_stops_the_run(folder: Path) -> None:
         return StageContext(settings, inputs, place, 0, folder, lambda _: None, lambda _: None, StopRequest())
 
     TASK.run(context(TaskStageConfig(task=recipe.task, sources=recipe.data), "task"))
-    from quilate.tasks.classification import Task
+    from quilate.tasks.kinds import load_task
 
-    item = Task.load(folder / "task" / "task").test[0].text
+    item = load_task(folder / "task" / "task").test[0].text
     with (folder / "corpus.txt").open("a", encoding="utf-8") as file:
         file.write(f"\n{item.upper()}\n")
     corpus = CorpusConfig(path="corpus.txt", documents="line", held_out=0.2)

@@ -14,16 +14,17 @@ from quilate import faults
 from quilate.config import validate
 from quilate.data.tables import SourceConfig, read_table
 from quilate.errors import ConfigError, DataError, GateError, MachineError
-from quilate.tasks.classification import Task, TaskConfig, prepare, render_texts
+from quilate.tasks.classification import ClassificationConfig, render_texts
+from quilate.tasks.kinds import load_task
+from quilate.tasks.prepare import prepare
 
 HEADQA_TEXT = "{{ qtext }}{% for a in answers %}\n{{ a.aid }}) {{ a.atext }}{% endfor %}"
 
 
-def config(**keys: Any) -> TaskConfig:
+def config(**keys: Any) -> ClassificationConfig:
     small = {"train": None, "dev": 4, "test": 10}
-    return validate(
-        TaskConfig, {"name": "t", "text": "texto", "label": "etiqueta", "split": small, **keys}, source="tarea.yaml"
-    )
+    value = {"name": "t", "text": "texto", "label": "etiqueta", "split": small, **keys}
+    return validate(ClassificationConfig, value, source="tarea.yaml")
 
 
 def row(number: int, label: str | None = None, **more: Any) -> dict[str, Any]:
@@ -246,7 +247,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     rows = [*ROWS, {**row(400), "texto": "línea\u2028separada \x85 ñ 😀\nfin"}]
     task = prepare(config(labels={"sí": "afirmativo"}), {"all": rows}, {"all": {"path": "ñ.csv"}})
     task.save(tmp_path / "tarea")
-    assert Task.load(tmp_path / "tarea") == task
+    assert load_task(tmp_path / "tarea") == task
     assert stat.S_IMODE((tmp_path / "tarea").stat().st_mode) == 0o700
     before = {path.name: path.read_bytes() for path in (tmp_path / "tarea").iterdir()}
     assert sorted(before) == ["dev.jsonl", "task.json", "test.jsonl", "train.jsonl"]
@@ -261,13 +262,13 @@ def test_damaged_saved_task_and_full_disk(tmp_path: Path) -> None:
     lines = (folder / "test.jsonl").read_text().splitlines(keepends=True)
     (folder / "test.jsonl").write_text("".join(lines[:-1]))
     with pytest.raises(DataError, match="do not have the sizes"):
-        Task.load(folder)
+        load_task(folder)
     (folder / "test.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(DataError, match="does not hold a whole task"):
-        Task.load(folder)
+        load_task(folder)
     (folder / "test.jsonl").unlink()
     with pytest.raises(DataError, match="does not exist"):
-        Task.load(folder)
+        load_task(folder)
     task.save(folder)
     faults.arm("files.write", "disk-full", nth=2)
     try:
@@ -275,7 +276,7 @@ def test_damaged_saved_task_and_full_disk(tmp_path: Path) -> None:
             task.save(folder)
     finally:
         faults.disarm()
-    assert Task.load(folder) == task  # the earlier one is untouched
+    assert load_task(folder) == task  # the earlier one is untouched
 
 
 def test_icd10_siblings_never_straddle() -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from quilate.config import Config
 from quilate.errors import ModelError
+from quilate.models.heads import classifier_name
 
 # What ends a layer's attention and its MLP, by the names that families of architectures give to it.
 SUBLAYER_OUTPUTS = (
@@ -46,7 +47,7 @@ def add_bottlenecks(model: PreTrainedModel, config: BottleneckConfig, *, base: P
     settings = PeftBottleneckConfig(
         size=config.size,
         target_modules=list(_outputs_of(model)),
-        modules_to_save=_norms_of(model) if config.norms else None,
+        modules_to_save=[*(_norms_of(model) if config.norms else []), *(classifier_name(model) or [])] or None,
         task_type="CAUSAL_LM" if model.can_generate() else None,
     )
     model.config._name_or_path = str(base)

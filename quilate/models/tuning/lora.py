@@ -11,6 +11,7 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from quilate.config import Config
+from quilate.models.heads import classifier_name
 
 
 class LoraConfig(Config):
@@ -30,11 +31,14 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: Path) -> PreTr
     """
     import peft
 
+    classifier = classifier_name(model)
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules="all-linear",
+        exclude_modules=classifier,
+        modules_to_save=classifier,  # it is new: there is nothing to adapt
         task_type="CAUSAL_LM" if model.can_generate() else None,
     )
     model.config._name_or_path = str(base)

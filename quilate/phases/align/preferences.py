@@ -17,8 +17,8 @@ from quilate.files import read_jsonl, sha256_of_file, write_jsonl
 from quilate.phases.conversations import split_by_group
 from quilate.phases.corpus import refuse_leak
 from quilate.phases.stage import StageContext, StageKind, StageReport
-from quilate.tasks.classification import Task
 from quilate.tasks.columns import Condition, filter_rows
+from quilate.tasks.kinds import load_task
 
 
 class PreferencesConfig(Config):
@@ -66,7 +66,7 @@ def _run(context: StageContext[PreferencesStageConfig]) -> StageReport:
         counts["prompts beyond max_prompts"] = max(0, len(prompts) - config.max_prompts)
         prompts = prompts[: config.max_prompts]
     if "task" in context.inputs:
-        task = Task.load(context.inputs["task"] / "task")
+        task = load_task(context.inputs["task"] / "task")
         texts = [text for p in prompts for text in (*(m["content"] for m in p.prompt), *p.completions)]
         refuse_leak(list(dict.fromkeys(texts)), task, config.path, allow=context.config.allow_leak)
     train, held_out = _split(prompts, config.held_out)

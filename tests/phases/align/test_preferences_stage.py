@@ -11,7 +11,8 @@ from support import SENTENCES
 from quilate.config import validate
 from quilate.errors import DataError, GateError
 from quilate.phases.align.preferences import PREFERENCES, stored_preferences
-from quilate.tasks.classification import TaskConfig, prepare
+from quilate.tasks.classification import ClassificationConfig
+from quilate.tasks.prepare import prepare
 
 
 def test_every_prompt_is_on_one_side_and_what_is_left_out_is_counted(folder: Folder) -> None:
@@ -48,7 +49,7 @@ def test_one_group_alone_leaves_nothing_to_train_on(folder: Folder) -> None:
 def test_a_test_item_among_the_prompts_stops_the_run(folder: Folder, tmp_path: Path) -> None:
     rows = [{"texto": f"{sentence} Caso {n}.", "etiqueta": "rd"[n % 2]} for n, sentence in enumerate(SENTENCES * 4)]
     value = {"name": "t", "text": "texto", "label": "etiqueta", "split": {"train": 20, "dev": 6, "test": 12}}
-    task = prepare(validate(TaskConfig, value, source="t"), {"all": rows}, {"all": {}})
+    task = prepare(validate(ClassificationConfig, value, source="t"), {"all": rows}, {"all": {}})
     task.save(tmp_path / "task" / "task")
     folder.judgements("fuga", [*folder_rows(), folder_rows()[0] | {"prompt": task.test[0].text}])
     config = {"preferences": {"path": "fuga.jsonl", "held_out": 0.3}}

@@ -1,0 +1,125 @@
+"""Training items as tokens, for every kind of task that weights are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from quilate.data.packing import Example
+from quilate.errors import DataError
+from quilate.inference.choice import said_answers, shown_options
+from quilate.inference.tagging import WindowPlan
+from quilate.tasks.bio import spans_of, tags_of
+from quilate.tasks.classification import ClassificationTask
+from quilate.tasks.extraction import ExtractionTask, without_overlaps
+from quilate.tasks.multiple_choice import AnswerForm, ChoiceTask
+from quilate.tokenization.segments import answer_tokens, prompt_tokens, shorten
+from quilate.tokenization.windows import placed_tokens
+
+
+@dataclass(frozen=True)
+class Examples:
+    """`counts` says what was cut or lost on the way; `rows` is how many items stand behind the examples."""
+
+    examples: list[Example]
+    counts: dict[str, int]
+    rows: int
+
+
+def label_examples(
+    task: ClassificationTask, tokenizer: PreTrainedTokenizerBase, *, max_item_tokens: int, context: int
+) -> Examples:
+    """Prompt, label, end of sequence; the label and the end are supervised.
+
+    Raises:
+        DataError: the longest label leaves no room for a prompt in the model's `context`.
+    """
+    template = task.prompt_template()
+    said = dict(zip(task.labels, answer_tokens(tokenizer, task.verbalizers), strict=True))
+    prompts = [template.prompt(item.text) for item in task.train]
+    answers = [said[item.label] for item in task.train]
+    ids = [item.id for item in task.train]
+    longest = max(map(len, said.values()))
+    return _written(ids, prompts, answers, tokenizer, max_item_tokens=max_item_tokens, context=context, longest=longest)
+
+
+def choice_examples(
+    task: ChoiceTask, form: AnswerForm, tokenizer: PreTrainedTokenizerBase, *, max_item_tokens: int, context: int
+) -> Examples:
+    """Prompt, right option (or its letter), end of sequence; what follows the prompt is supervised.
+
+    Raises:
+        DataError: the longest right option leaves no room for a prompt in the model's `context`.
+    """
+    template = task.config.prompt_template(form)
+    prompts = [template.prompt(item.text, shown_options(item, form)) for item in task.train]
+    answers = answer_tokens(tokenizer, [said_answers(item, form)[item.right] for item in task.train])
+    ids = [item.id for item in task.train]
+    longest = max(map(len, answers))
+    return _written(ids, prompts, answers, tokenizer, max_item_tokens=max_item_tokens, context=context, longest=longest)
+
+
+def _written(
+    ids: Sequence[str],
+    prompts: Sequence[str],
+    answers: Sequence[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_item_tokens: int,
+    context: int,
+    longest: int,
+) -> Examples:
+    """What a causal model learns to write after prompts."""
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    room = min(max_item_tokens, context - len(end) - longest)
+    if room < 1:
+        raise DataError(
+            f"the longest answer fills the model's context of {context} tokens",
+            hint="give a label a short text in task.labels; leave out questions with options as long as that",
+        )
+    examples, truncated = [], 0
+    for name, tokens, answer in zip(ids, prompt_tokens(tokenizer, prompts), answers, strict=True):
+        prompt, was_cut = shorten(tokens, room)
+        supervised = np.zeros(len(prompt) + len(answer) + len(end), dtype=bool)
+        supervised[len(prompt) :] = True
+        examples.append(Example(name, np.array(prompt + answer + end, dtype=np.int64), supervised))
+        truncated += was_cut
+    return Examples(examples, {"prompts cut": truncated}, len(examples))
+
+
+def tag_examples(task: ExtractionTask, tokenizer: PreTrainedTokenizerBase, plan: WindowPlan) -> Examples:
+    """Documents window by window; every token is supervised once, in the window that will judge it in use, but for
+    those that are white space alone.
+
+    `counts` has the documents of several windows, the spans left out because they overlap a longer one, and those whose
+    borders fall inside a token, which no tag can express.
+    """
+    labels = task.trained_labels
+    examples: list[Example] = []
+    overlapping = inexact = windowed = 0
+    for document in task.train:
+        placed = placed_tokens(tokenizer, document.text)
+        tags = tags_of(document.spans, placed.starts, placed.ends, labels)
+        wanted = without_overlaps(document.spans)
+        overlapping += len(document.spans) - len(wanted)
+        inexact += len(set(wanted) - set(spans_of(tags, placed.starts, placed.ends, labels)))
+        found = plan.windows(len(placed)) if len(placed) else []
+        windowed += len(found) > 1
+        for number, window in enumerate(found):
+            tokens = np.array(plan.tokens(placed, window), dtype=np.int64)
+            answers, supervised = np.zeros(len(tokens), dtype=np.int64), np.zeros(len(tokens), dtype=bool)
+            first = len(plan.opening) + window.own_start - window.start
+            own = slice(window.own_start, window.own_stop)
+            here = slice(first, first + window.own_stop - window.own_start)
+            answers[here], supervised[here] = tags[own], (placed.starts < placed.ends)[own]
+            if supervised.any():
+                examples.append(Example(f"{document.id}/{number}", tokens, supervised, answers))
+    counts = {
+        "documents in several windows": windowed,
+        "spans inside longer ones": overlapping,
+        "spans that end inside a token": inexact,
+    }
+    return Examples(examples, counts, len(task.train))
