@@ -12,6 +12,7 @@ from quilate.evaluation.judgement import judge
 from quilate.evaluation.outcomes import ArmOutcome, Cost, Rules
 from quilate.evaluation.spans import count_spans
 from quilate.evaluation.statistics import SPAN_SCORES, resample
+from quilate.tasks.bio import spans_of, tag_names
 from quilate.tasks.extraction import Span
 
 LABELS = ["FECHA", "LUGAR"]
@@ -79,6 +80,40 @@ def test_micro_f1_is_a_ratio_of_sums_by_hand() -> None:
     assert SPAN_SCORES["span_f1"](total) == pytest.approx(2 * 2 / (4 + 10))
     assert SPAN_SCORES["span_f1_partial"](total) == pytest.approx(2 * 3 / (4 + 10))
     assert SPAN_SCORES["span_f1"](np.zeros(4)) == 0
+
+
+def test_exact_f1_is_that_of_seqeval() -> None:
+    """Random tags of whole words, read as spans and counted here, and scored by seqeval in its strict IOB2 mode."""
+    seqeval = pytest.importorskip("seqeval.metrics", reason="seqeval is not installed (the dev extra has it)")
+    from seqeval.scheme import IOB2
+
+    rng = np.random.default_rng(6)
+    names = tag_names(LABELS)
+    gold, predicted = random_tags(rng, 40, share_changed=0), random_tags(rng, 40, share_changed=0.2)
+    counts = np.zeros(4)
+    for wanted, said in zip(gold, predicted, strict=True):
+        starts = 6 * np.arange(len(wanted))
+        found = [spans_of(tags, starts, starts + 5, LABELS) for tags in (wanted, said)]
+        counts += count_spans(*found, LABELS).sum(axis=0)
+    words = [[[names[tag] for tag in tags] for tags in side] for side in (gold, predicted)]
+    theirs = seqeval.f1_score(*words, mode="strict", scheme=IOB2)
+    assert 0.2 < theirs < 0.95
+    assert SPAN_SCORES["span_f1"](counts) == pytest.approx(theirs)
+
+
+def random_tags(rng: np.random.Generator, documents: int, *, share_changed: float) -> list[np.ndarray]:
+    """Well-formed tags, the same for every call but for whole entities that are given another label or left out."""
+    drawn, fixed = [], np.random.default_rng(8)
+    for _ in range(documents):
+        tags: list[int] = []
+        for _ in range(6):
+            label, length = int(fixed.integers(0, 2)), int(fixed.integers(1, 4))
+            if rng.random() < share_changed:
+                label = 1 - label if rng.random() < 0.5 else 2
+            tags += [0] * length if label == 2 else [1 + 2 * label, *[2 + 2 * label] * (length - 1)]
+            tags += [0] * int(fixed.integers(0, 2))
+        drawn.append(np.array(tags))
+    return drawn
 
 
 def simulated(rng: np.random.Generator, documents: int, recall: float) -> np.ndarray:
