@@ -22,7 +22,7 @@ def icl(
     similarity: Literal["tfidf", "embedding"] = "tfidf",
     order: Literal["given", "random", "alternating", "nearest_last"] | None = None,
     format: Literal["plain", "chat"] = "plain",
-    normalization: Literal["mean", "sum", "first"] = "mean",
+    normalization: Literal["mean", "sum", "first", "characters"] = "mean",
     calibration: Literal["none", "contextual", "domain_pmi"] = "none",
     dev: int = 100,
     test: int = 200,

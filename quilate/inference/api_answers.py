@@ -125,7 +125,9 @@ def likelihood(response: Mapping[str, Any], prompt: str, answer: str, normalizat
         raise ValueError(f"the answer's log-probabilities are malformed: {error}") from error
     if not own or not all(map(math.isfinite, own)) or offsets[-1] < end - len(answer):
         return None
-    return {"mean": math.fsum(own) / len(own), "sum": math.fsum(own), "first": own[0]}[normalization]
+    total = math.fsum(own)
+    by = {"mean": total / len(own), "sum": total, "first": own[0], "characters": total / len(answer.strip())}
+    return by[normalization]
 
 
 def _top_logprobs(response: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from quilate.files import make_folder, write_json
 from quilate.inference.scorer import ProgressCallback, TfidfScorer, movable, silent
-from quilate.inference.scores import LabelScores, Normalization
+from quilate.inference.scores import LabelScores, Normalization, by_characters
 from quilate.models.precision import Precision, compute_dtype
 from quilate.tasks.multiple_choice import LETTERS, AnswerForm
 from quilate.tasks.templates import PromptTemplate
@@ -195,14 +195,16 @@ class ChoicePromptScorer:
         model, tokenizer = self._loaded.model, self._loaded.tokenizer
         prompts = prompt_tokens(tokenizer, self.prompts(questions))
         before = len(prompt_tokens(tokenizer, [self._head()])[0])
-        return score_answers(
+        said = [said_answers(question, self.form) for question in questions]
+        found = score_answers(
             model,
             prompts,
-            [answer_tokens(tokenizer, said_answers(question, self.form)) for question in questions],
+            [answer_tokens(tokenizer, answers) for answers in said],
             item_lengths=[len(tokens) - before for tokens in prompts],
             normalization=self._normalization,
             on_progress=on_progress,
         )
+        return by_characters(found, said) if self._normalization == "characters" else found
 
     def save(self, folder: Path) -> None:
         make_folder(folder)

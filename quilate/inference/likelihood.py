@@ -105,7 +105,7 @@ def score_answers(
             long. By default all that the prompts do not share.
         normalization: "mean" divides by the answer's tokens, which keeps long ones in the race when a base model is
             prompted (Brown et al. 2020, section 2.4); "sum" is the answer's log-probability, what fine-tuning
-            maximizes; "first" is the log-probability of the answer's first token alone.
+            maximizes, and with "characters" what the caller divides; "first" is that of its first token alone.
         on_progress: called with items done and in total.
 
     Raises:

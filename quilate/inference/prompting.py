@@ -15,7 +15,7 @@ from quilate.inference.demonstrations import Pool, most_that_fit
 from quilate.inference.features import encode
 from quilate.inference.likelihood import score_tokens
 from quilate.inference.prompts import Demonstration, Layout, Prompt
-from quilate.inference.scores import LabelScores, Normalization
+from quilate.inference.scores import LabelScores, Normalization, by_characters
 from quilate.models.load import context_length, load_causal, load_tokenizer
 from quilate.tokenization.segments import answer_tokens
 
@@ -38,7 +38,8 @@ class LoadedModel:
         return cls(load_causal(directory, dtype=dtype), load_tokenizer(directory))
 
     def asker(self, layout: Layout, verbalizers: Sequence[str], normalization: Normalization) -> Asker:
-        return Asker(self, layout, answer_tokens(self.tokenizer, verbalizers, start=layout.answer_start), normalization)
+        labels = answer_tokens(self.tokenizer, verbalizers, start=layout.answer_start)
+        return Asker(self, layout, verbalizers, labels, normalization)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.floating]:
         """[texts, D] the model's last hidden states, averaged over each text."""
@@ -95,6 +96,7 @@ class Asker:
 
     loaded: LoadedModel
     layout: Layout
+    verbalizers: Sequence[str]
     labels: list[list[int]]
     normalization: Normalization
 
@@ -116,7 +118,7 @@ class Asker:
         heads = list({prompt.head for prompt in prompts})
         lengths = dict(zip(heads, map(len, self.layout.tokens(tokenizer, heads)), strict=True))
         own = [len(tokens) - lengths[prompt.head] for tokens, prompt in zip(whole, prompts, strict=True)]
-        return score_tokens(
+        found = score_tokens(
             self.loaded.model,
             whole,
             self.labels,
@@ -124,3 +126,4 @@ class Asker:
             normalization=self.normalization,
             on_progress=on_progress,
         )
+        return by_characters(found, [self.verbalizers] * len(whole)) if self.normalization == "characters" else found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
-Normalization = Literal["mean", "sum", "first"]
+# How an answer's log-probability is read: the sum over its tokens (`acc` of lm-evaluation-harness), their mean, that of
+# the first alone, or the sum divided by the number of characters (`acc_norm` of lm-evaluation-harness).
+Normalization = Literal["mean", "sum", "first", "characters"]
 
 
 @dataclass(frozen=True)
@@ -27,3 +30,11 @@ class LabelScores:
     tokens: int
     counts: dict[str, int] = field(default_factory=dict)
     cost: float = 0.0
+
+
+def by_characters(found: LabelScores, answers: Sequence[Sequence[str]]) -> LabelScores:
+    """Sums become sums over characters; `answers` are the texts of each item's, in the order of its scores."""
+    scores = found.scores.copy()
+    for row, texts in zip(scores, answers, strict=True):
+        row[: len(texts)] /= [len(text) for text in texts]
+    return replace(found, scores=scores)

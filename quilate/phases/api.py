@@ -46,7 +46,8 @@ class ApiConfig(PromptingConfig):
     request a label), the `first_token`'s log-probabilities, or the `text`. What the server does not give is replaced
     by the text, and counted. By default `likelihood` for completions and `first_token` for chat."""
     normalization: Normalization = "mean"
-    """Of a likelihood: `mean` over the label's tokens, their `sum`, or the `first` alone."""
+    """Of a likelihood: `mean` over the label's tokens, their `sum`, the `first` alone, or the sum over its
+    `characters`."""
     max_answer_tokens: int = Field(default=16, ge=1)
     """The most tokens that an answer may have."""
     concurrency: int = Field(default=4, ge=1, le=64)

@@ -44,7 +44,8 @@ class IclConfig(PromptingConfig):
     """One `plain` text, or a `chat` through the model's own template: the instruction as the system's turn, every
     example a question and its answer."""
     normalization: Normalization = "mean"
-    """How a label's token log-probabilities become its score: their `mean`, their `sum`, or the `first` alone."""
+    """How a label's token log-probabilities become its score: their `mean`, their `sum`, the `first` alone, or the sum
+    over the label's `characters`. `sum` and `characters` are `acc` and `acc_norm` of lm-evaluation-harness."""
     calibration: Calibration = "none"
     """`contextual` divides by what the prompt makes the model say of empty items (Zhao et al. 2021); `domain_pmi` by
     what it says after `domain_prompt` alone (Holtzman et al. 2021, who take the `sum`)."""

@@ -80,7 +80,7 @@ def echo(tokens: list[str], logprobs: list[float | None]) -> dict[str, Any]:
 
 def test_the_likelihood_is_of_the_answers_tokens_alone() -> None:
     response = echo(["Es", ":", " pi", "el", " o"], [None, -9.0, -1.0, -0.5, -7.0])
-    for normalization, expected in (("sum", -1.5), ("mean", -0.75), ("first", -1.0)):
+    for normalization, expected in (("sum", -1.5), ("mean", -0.75), ("first", -1.0), ("characters", -1.5 / 4)):
         assert likelihood(response, "Es:", " piel", normalization) == pytest.approx(expected)  # type: ignore[arg-type]
     across = echo(["Es", ": pi", "el", "!"], [None, -1.0, -0.5, -7.0])  # one token holds the border
     assert likelihood(across, "Es:", " piel", "sum") == pytest.approx(-1.5)

@@ -35,7 +35,8 @@ def label_scores(prompt: str, normalization: str) -> np.ndarray:
         answer = tokenizer(f" {verbalizer}").input_ids
         logits = model(input_ids=torch.tensor([start + answer]), use_cache=False).logits[0].double().log_softmax(-1)
         each = [float(logits[len(start) - 1 + i, token]) for i, token in enumerate(answer)]
-        scores.append({"mean": np.mean(each), "sum": np.sum(each), "first": each[0]}[normalization])
+        by = {"mean": np.mean(each), "sum": np.sum(each), "first": each[0], "characters": sum(each) / len(verbalizer)}
+        scores.append(by[normalization])
     return np.array(scores)
 
 
@@ -49,7 +50,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return powers / powers.sum()
 
 
-@pytest.mark.parametrize("normalization", ["mean", "sum", "first"])
+@pytest.mark.parametrize("normalization", ["mean", "sum", "first", "characters"])
 def test_normalizations(normalization: str, llama_directory: Path) -> None:
     expected = [label_scores(prompt(text), normalization) for text in TEXTS]
     ours = scorer(llama_directory, normalization=normalization).score(TEXTS).scores

@@ -53,9 +53,13 @@ def small_task() -> ChoiceTask:
 
 
 @pytest.mark.parametrize("form", ["text", "letter"])
-@pytest.mark.parametrize("normalization", ["sum", "mean"])
+@pytest.mark.parametrize("normalization", ["sum", "mean", "characters"])
 def test_options_are_scored_as_one_at_a_time(llama_directory: Path, form: Any, normalization: Any) -> None:
-    """Trees of different sizes in one batch, a shared prefix and padding against a plain forward pass an option."""
+    """Trees of different sizes in one batch, a shared prefix and padding against a plain forward pass an option.
+
+    `sum` and `characters` are what lm-evaluation-harness calls `acc` and `acc_norm`: the latter divides an option's
+    log-likelihood by `len(choice)` (lm_eval/api/task.py, process_results of multiple_choice).
+    """
     shown = [(Question("¿Qué da la oveja?", ("lana", "miel")), 0)]
     template = small_task().config.prompt_template(form).source
     scorer = ChoicePromptScorer(
@@ -75,7 +79,7 @@ def test_options_are_scored_as_one_at_a_time(llama_directory: Path, form: Any, n
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([before + answer])).logits[0].log_softmax(-1)
             read = [float(logits[len(before) - 1 + i, token]) for i, token in enumerate(answer)]
-            expected = sum(read) / (len(answer) if normalization == "mean" else 1)
+            expected = sum(read) / {"sum": 1, "mean": len(answer), "characters": len(said)}[normalization]
             assert found.scores[row, place] == pytest.approx(expected, abs=2e-4)
 
 
