@@ -47,13 +47,14 @@ def report(
             f"{run} has no evidence.json: the run is not finished",
             hint=f"see `quilate status {run}`, and run its recipe to the end; --markdown writes what there is",
         )
+    # Written before anything is printed: `| head` ends the program at the first line that nobody reads.
+    written = [] if markdown is None else _write_page(run, markdown, lang, finished=finished)
     if finished and json:
         print(json_module.dumps(read_evidence(run), ensure_ascii=False, indent=2))
     elif finished:
         show(run, lang=lang, with_text=with_text)
-    if markdown is not None:
-        for path in _write_page(run, markdown, lang, finished=finished):
-            print(path, file=sys.stderr if json else sys.stdout)
+    for path in written:
+        print(path, file=sys.stderr if json else sys.stdout)
 
 
 def _write_page(run: Path, page: Path, lang: Language | None, *, finished: bool) -> list[Path]:
@@ -84,9 +85,9 @@ def show(run: Path, *, lang: Language | None, with_text: bool) -> None:
 
     evidence = read_evidence(run)
     console = result_console()
-    print_table(evidence, console, lang or _language_of(evidence["task"]))
     if lang is not None:
         write_text(run / "evidence.html", render_html(evidence, lang))
+    print_table(evidence, console, lang or _language_of(evidence["task"]))
     console.print(f"\n{run / 'evidence.html'}\n{run / 'evidence.json'}")
     if with_text:
         console.print("\n".join(str(path) for path in _write_errors(run)))
