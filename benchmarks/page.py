@@ -28,6 +28,11 @@ SECTIONS = {
         "Generation",
         "New tokens a second with SmolLM2-135M in bf16, the seconds of reading the prompts included.",
     ),
+    "in_context": (
+        "Prompting",
+        "Labels by prompting SmolLM2-135M with 16 solved examples, bf16. lm-eval reads the examples again for every "
+        "item and label; quilate reads shared ones once, and an item's own ones once for all labels.",
+    ),
     "attention": (
         "Attention",
         "One layer of SmolLM2's shape in bf16, forward and backward. The peers' time leaves out building the dense "
