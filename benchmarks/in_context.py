@@ -122,6 +122,7 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--model", default=REAL_MODEL)
     flags.add_argument("--items", type=int, default=16, help="items to label (16)")
+    flags.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="batch sizes of lm-eval (1 8)")
     flags.add_argument("--shots", type=int, default=16, help="examples in the prompt (16)")
     flags.add_argument("--words", type=int, default=20, help="words of a text, about (20)")
     arguments = flags.parse_args()
@@ -140,10 +141,10 @@ def main() -> None:
         peer = "benchmarks.in_context:lm_eval"
         peers = [
             Side(f"lm-eval, batch {batch}{note}", peer, settings | {"batch": batch}, stage=stage)
-            for batch in (1, 8)
+            for batch in arguments.batches
             for stage, note in ((False, ""), (True, ", mimalloc"))
         ]
-        checks = check_equal([ours, peers[0]], cases, items=min(count, 4))
+        checks = check_equal([ours, peers[0]], cases, items=min(count, 2))
         peaks, measured = [], []
         for number in range(rounds):
             peaks.append(measured_peak(quick=quick))
