@@ -99,7 +99,7 @@ def kto(
             and 4/3 of (undesirable_weight x undesirable ones).
     """
     sign = torch.where(desirable, 1.0, -1.0)
-    weight = torch.where(desirable, desirable_weight, undesirable_weight)
+    weight = log_ratios.new_tensor([undesirable_weight, desirable_weight])[desirable.long()]
     return weight * (1 - torch.sigmoid(sign * beta * (log_ratios - reference_point)))
 
 
