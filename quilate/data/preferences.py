@@ -1,8 +1,8 @@
 """Human judgements of completions, from the files people publish them in, unmodified, to one form.
 
 Read here: pairs, rankings, labels, rewards and corrections in columns; HH-RLHF's transcripts; OASST1's trees and flat
-messages; SHP's posts. What cannot be used is counted by its reason. All judgements of one prompt end up together, for
-they must be trained on together (see `quilate.objectives.preference.bradley_terry`).
+messages; SHP's posts; items in BIG-bench's layout. What cannot be used is counted by its reason. All judgements of one
+prompt end up together, for they must be trained on together (see `quilate.objectives.preference.bradley_terry`).
 """
 
 from __future__ import annotations
@@ -433,6 +433,25 @@ def _walk(root: Row, replies_of: Callable[[Row], Iterable[Row]], collector: _Col
             collector.counts[str(reason)] += 1
 
 
+def _read_item(id: str, row: Row, collector: _Collector, limits: Limits) -> None:
+    """An item of BIG-bench (Srivastava et al. 2023), such as those of "helpful, honest, harmless" (Askell et al. 2021):
+    every choice is preferred to those that score less."""
+    scores = row.get("target_scores")
+    if scores is None:
+        targets = row["targets"]
+        scores = dict(zip(targets["choices"], targets["labels"], strict=True))
+    numbers = [score for score in scores.values() if isinstance(score, int | float)]
+    if len(numbers) < len(scores) or len(scores) < 2:
+        raise _Unusable("an item has fewer than two choices, or one without a score")
+    if len(set(numbers)) < 2:
+        raise _Unusable("all choices of an item score the same")
+    draft = collector.of(id, [{"role": "user", "content": _text_of(row["input"])}])
+    for choice, other in combinations(map(_text_of, scores), 2):
+        if scores[choice] != scores[other]:
+            better, worse = (choice, other) if scores[choice] > scores[other] else (other, choice)
+            collector.prefer(draft, better, worse)
+
+
 _Reader = Callable[[Sequence[Row], _Collector, Limits], None]
 
 
@@ -452,6 +471,8 @@ FORMATS: dict[str, _Format] = {
     "transcripts": _Format(("chosen", "rejected"), _each_row(_read_transcripts)),
     "rankings": _Format(("prompt", "completions", "ranks"), _each_row(_read_ranking)),
     "corrections": _Format(("prompt", "output", "correction"), _each_row(_read_correction)),
+    "items": _Format(("input", "target_scores"), _each_row(_read_item)),
+    "items of choices": _Format(("input", "targets"), _each_row(_read_item)),
     "labels": _Format(("prompt", "completion", "label"), _each_row(_read_label)),
     "rewards": _Format(("prompt", "completion", "reward"), _each_row(_read_reward)),
 }

@@ -50,8 +50,8 @@ class SourceConfig(Config):
     """File to read, relative to the recipe's folder; `~` and `${QUILATE_DATA}` are expanded. `package:cie` reads the
     ICD-10 table that ships in the installed package `cie`."""
     format: Format = "auto"
-    """Format of the file; `auto` goes by its name. `json` is one array of objects. Compression (gzip, zstd) is
-    recognized by content."""
+    """Format of the file; `auto` goes by its name. `json` is one array of objects, or BIG-bench's
+    `examples`. Compression (gzip, zstd) is recognized by content."""
     encoding: str = "auto"
     """Text encoding, e.g. `utf-8` or `cp1252`; `auto` tells these two apart by content and reports its guess."""
     delimiter: str = "auto"
@@ -266,7 +266,8 @@ def _parse_jsonl(lines: list[str | None], held: _Quarantine) -> tuple[list[str],
 
 
 def _parse_json(lines: list[str | None], held: _Quarantine) -> tuple[list[str], list[dict[str, Any]]]:
-    """One array; what it holds that is not an object is set aside under its place in the array, from 1."""
+    """One array, or the `examples` of a task file of BIG-bench; what it holds that is not an object is set aside under
+    its place in the array, from 1."""
     if None in lines:
         raise DataError(
             f"{held.path}, line {lines.index(None) + 1}: {_too_long()}",
@@ -276,6 +277,8 @@ def _parse_json(lines: list[str | None], held: _Quarantine) -> tuple[list[str], 
         values = _parse_value("\n".join(line or "" for line in lines))
     except _BadRecord as error:
         raise DataError(f"{held.path}: {error}", hint="correct the file, or export it again") from error
+    if isinstance(values, dict) and isinstance(values.get("examples"), list):
+        values = values["examples"]
     if not isinstance(values, list):
         raise DataError(
             f"{held.path} is not an array of objects", hint="of JSON lines, end the name in .jsonl or set format: jsonl"

@@ -117,6 +117,25 @@ def test_a_correction_is_a_demonstration_and_a_pair() -> None:
     assert found.counts == {"both completions are the same": 1}
 
 
+def test_items_of_bigbench_in_both_layouts(tmp_path: Path) -> None:
+    """A task file with `examples` and `target_scores`, and rows with `targets` as the hub's copy has them."""
+    scored = {"examples": [
+        {"input": "¿Cómo está mi tensión?", "target_scores": {"Muy alta; véala un médico.": 1, "Qué sé yo.": 0}},
+        {"input": "Igual", "target_scores": {"a": 1, "b": 1}},
+        {"input": "Una", "target_scores": {"a": 1}},
+    ]}  # fmt: skip
+    chosen = {"input": "¿Sí o no?", "targets": {"choices": ["no", "sí"], "labels": [0, 1]}}
+    (tmp_path / "task.json").write_text(json.dumps({"name": "hhh", **scored}, ensure_ascii=False), encoding="utf-8")
+    table = read_table(SourceConfig(path="task.json"), base=tmp_path)
+    found = read_preferences(table.rows, table.columns)
+    assert ordered(found.prompts[0]) == {("Muy alta; véala un médico.", "Qué sé yo.")}
+    assert found.counts == {
+        "all choices of an item score the same": 1,
+        "an item has fewer than two choices, or one without a score": 1,
+    }
+    assert ordered(read(chosen).prompts[0]) == {("sí", "no")}
+
+
 def transcript(*turns: str) -> str:
     return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {turn}" for i, turn in enumerate(turns))
 
