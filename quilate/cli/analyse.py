@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from quilate.phases.icl_analysis import SeedAnalysis, Settings
+    from quilate.recipe.schema import Recipe
 
 
 def analyse(
@@ -61,33 +65,50 @@ def analyse(
         Print where the files are as JSON, and no progress.
     """
     import json as json_module
-    from dataclasses import asdict
 
     from quilate import config
-    from quilate.cli.display import RunDisplay, result_console
+    from quilate.cli.display import result_console
     from quilate.cli.single import TaskFlags, recipe_of
-    from quilate.engine.interrupts import stop_on_signals
-    from quilate.files import folder_lock, write_json
-    from quilate.phases.icl_analysis import SeedAnalysis, Settings, analyse
-    from quilate.phases.stage import model_of
-    from quilate.recipe.run import run_recipe
+    from quilate.phases.icl_analysis import Settings
     from quilate.recipe.schema import Recipe
     from quilate.report.implicit_tuning import conclusion, write_analysis
-    from quilate.tasks.classification import ClassificationTask
-    from quilate.tasks.kinds import load_task
 
     flags = TaskFlags(data, text, label, group, labels, language, None, dev, test)
     arm: dict[str, object] = {"kind": "icl", "shots": 0}
     recipe = config.validate(Recipe, recipe_of("analysis", arm, flags, base=base, seed=0), source="quilate icl analyse")
     folder = out or Path("runs") / recipe.recipe
     settings = Settings(shots=shots, items=min(items, test), observed=min(observed, items, test), dev=dev, loss=loss)
+    found, model = _run(recipe, folder, settings, seeds, quiet=json)
+    pages = write_analysis(folder / "analysis.md", found, settings, model=model, task=data.name)
+    paths = [str(path) for path in (folder / "analysis.json", *pages)]
+    if json:
+        print(json_module.dumps({"conclusion": conclusion(found), "files": paths}, ensure_ascii=False))
+    else:
+        result_console().print("\n".join([conclusion(found), *paths]), markup=False)
+
+
+def _run(
+    recipe: Recipe, folder: Path, settings: Settings, seeds: int, *, quiet: bool
+) -> tuple[list[SeedAnalysis], str]:
+    """Prepare task and base as a run of one arm does, then analyse; each seed is written as it is found."""
+    from dataclasses import asdict
+
+    from quilate.cli.display import RunDisplay
+    from quilate.engine.interrupts import stop_on_signals
+    from quilate.files import folder_lock, write_json
+    from quilate.phases.icl_analysis import analyse
+    from quilate.phases.stage import model_of
+    from quilate.recipe.run import run_recipe
+    from quilate.tasks.classification import ClassificationTask
+    from quilate.tasks.kinds import load_task
+
     found: list[SeedAnalysis] = []
 
     def keep(one: SeedAnalysis) -> None:
         found.append(one)
         write_json(folder / "analysis.json", {"settings": asdict(settings), "seeds": [asdict(f) for f in found]})
 
-    display = RunDisplay(quiet=json)
+    display = RunDisplay(quiet=quiet)
     try:
         with stop_on_signals() as stop:
             here = Path.cwd()
@@ -97,14 +118,8 @@ def analyse(
             model = model_of(graph.nodes["base"].folder(folder))
             display.begin("analysis")
             with folder_lock(folder):
-                analyse(
-                    model, task, seeds=range(seeds), settings=settings, listener=display.event, stop=stop, keep=keep
-                )
+                chosen = range(seeds)
+                analyse(model, task, seeds=chosen, settings=settings, listener=display.event, stop=stop, keep=keep)
     finally:
         display.close()
-    pages = write_analysis(folder / "analysis.md", found, settings, model=model.name, task=task.name)
-    paths = [str(path) for path in (folder / "analysis.json", *pages)]
-    if json:
-        print(json_module.dumps({"conclusion": conclusion(found), "files": paths}, ensure_ascii=False))
-    else:
-        result_console().print("\n".join([conclusion(found), *paths]), markup=False)
+    return found, model.name
