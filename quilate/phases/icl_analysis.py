@@ -253,7 +253,7 @@ def _check_fit(asked: _Asked, demonstrations: list[Sequence_]) -> None:
 
 
 def _altered(
-    name: str, asked: _Asked, shown: list[Item], demonstrations: list[Sequence_], seed: int
+    name: str, asked: _Asked, shown: Sequence[Item], demonstrations: list[Sequence_], seed: int
 ) -> list[Sequence_]:
     """What a variant learns instead of the demonstrations as they stand in the prompt."""
     rng = numpy_stream(seed, name)
@@ -268,13 +268,13 @@ def _altered(
 class _Base:
     """What is the same for all variants: both ways to read the items, and the demonstrations' queries [L, P, HE]."""
 
-    items: list[Item]
+    items: Sequence[Item]
     zero_shot: list[_Seen]
     in_context: list[_Seen]
     training_queries: np.ndarray
 
     @classmethod
-    def of(cls, asked: _Asked, demonstrations: list[Sequence_], items: list[Item]) -> _Base:
+    def of(cls, asked: _Asked, demonstrations: list[Sequence_], items: Sequence[Item]) -> _Base:
         shown = [token for tokens, _ in demonstrations for token in tokens]
         with observed(asked.model):
             learned = [observe(asked.model, asked.head + tokens) for tokens, _ in demonstrations]
@@ -303,7 +303,9 @@ def _see(asked: _Asked, item: Item, shown: list[int]) -> _Seen:
     )
 
 
-def _compare(asked: _Asked, base: _Base, test: list[Item], zero_shot: np.ndarray, in_context: np.ndarray) -> Variant:
+def _compare(
+    asked: _Asked, base: _Base, test: Sequence[Item], zero_shot: np.ndarray, in_context: np.ndarray
+) -> Variant:
     """The model as it is now, tuned in some way, against what `base` has seen."""
     right = asked.right(test, asked.head)
     rows: list[dict[str, np.ndarray]] = []

@@ -112,7 +112,8 @@ def test_command_line(tmp_path: Path, llama_directory: Path, capsys: pytest.Capt
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8")
     code = run_command_line(
         ["icl", "analyse", str(data), "--text", "texto", "--label", "etiqueta", "--base", str(llama_directory),
-         "--labels.r", "respiratorio", "--labels.d", "digestivo", "--shots", "2", "--dev", "6", "--test", "8", "--observed", "2", "--out", str(tmp_path / "run"), "--json"]
+         "--labels.r", "respiratorio", "--labels.d", "digestivo",
+         "--shots", "2", "--dev", "6", "--test", "8", "--observed", "2", "--out", str(tmp_path / "run"), "--json"]
     )  # fmt: skip
     assert code == 0
     answer = json.loads(capsys.readouterr().out)
