@@ -114,6 +114,12 @@ def explained_os_errors(path: str | os.PathLike[str], doing: str) -> Iterator[No
                 f"cannot {doing}: the disk is full ({free_mb:.0f} MB free at {parent})",
                 hint="free some space and run the same command again; nothing written earlier is lost",
             ) from error
+        if error.errno in (errno.EFBIG, errno.EIO):
+            raise MachineError(
+                f"cannot {doing}: {os.strerror(error.errno)}: {error.filename or path}",
+                hint="the disk or a limit of this account (`ulimit -f`) refuses the file; choose another folder with "
+                "--out; nothing written earlier is lost",
+            ) from error
         if error.errno == errno.EROFS:
             raise MachineError(
                 f"cannot {doing}: {path} is on a read-only file system", hint="choose another folder"
@@ -125,3 +131,11 @@ def _os_error_of(error: Exception) -> OSError | None:
     """The operating system's refusal behind an error of a library written in Rust (safetensors), which hides it."""
     found = re.search(r"\(os error (\d+)\)", str(error))
     return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice: Python's own error, torch's for GPUs, or the plain RuntimeError of its allocator
+    for processors and of C++."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(t in str(error) for t in ("DefaultCPUAllocator", "std::bad_alloc"))

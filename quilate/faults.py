@@ -12,6 +12,9 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def _kill() -> None:
@@ -37,12 +40,13 @@ ACTIONS: dict[str, Callable[[], None]] = {
     "out-of-memory": _out_of_memory,
 }
 
-_armed: dict[str, tuple[int, Callable[[], None]]] = {}
+_armed: dict[str, tuple[int, Callable[..., Any]]] = {}
 _seen: Counter[str] = Counter()
 
 
-def arm(name: str, action: str | Callable[[], None], nth: int = 1) -> None:
-    """Make the `nth` passage (from 1) of the point `name` perform `action`."""
+def arm(name: str, action: str | Callable[..., Any], nth: int = 1) -> None:
+    """Make the `nth` passage (from 1) of the point `name` perform `action`; at a point that values pass through it is
+    given the value and returns what takes its place."""
     _armed[name] = (nth, ACTIONS[action] if isinstance(action, str) else action)
     _seen[name] = 0
 
@@ -55,13 +59,23 @@ def disarm() -> None:
 
 def at(name: str) -> None:
     """Pass the fault point `name`. Inert unless a test armed it."""
-    if not _armed:
-        return
-    if name in _armed:
-        _seen[name] += 1
-        nth, action = _armed[name]
-        if _seen[name] == nth:
-            action()
+    if _armed and _fires(name):
+        _armed[name][1]()
+
+
+def through(name: str, value: T) -> T:
+    """Pass the fault point `name` with a value, unchanged unless a test armed it."""
+    if _armed and _fires(name):
+        altered: T = _armed[name][1](value)
+        return altered
+    return value
+
+
+def _fires(name: str) -> bool:
+    if name not in _armed:
+        return False
+    _seen[name] += 1
+    return _seen[name] == _armed[name][0]
 
 
 def _arm_from_environment() -> None:

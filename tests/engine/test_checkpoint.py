@@ -207,14 +207,14 @@ def test_a_real_refusal_inside_safetensors_keeps_its_number(tmp_path: Path) -> N
     code = """
 import errno, resource, signal, sys, torch
 from safetensors.torch import save_file
-from quilate.errors import explained_os_errors
+from quilate.errors import MachineError, explained_os_errors
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
     with explained_os_errors(sys.argv[1], "write"):
         save_file({"a": torch.zeros(100_000)}, sys.argv[1])
-except OSError as error:
-    print(errno.errorcode[error.errno])
+except MachineError as error:
+    print(errno.errorcode[error.__cause__.errno])
 """
     arguments = [sys.executable, "-c", code, str(tmp_path / "x.safetensors")]
     assert subprocess.run(arguments, capture_output=True, text=True, timeout=60).stdout.strip() == "EFBIG"

@@ -15,6 +15,8 @@ def test_nothing_happens_when_nothing_is_armed() -> None:
     assert not faults._armed
     for _ in range(3):
         faults.at("checkpoint.rename")
+    value = object()
+    assert faults.through("fit.loss", value) is value
     assert not faults._seen
 
 
@@ -30,6 +32,11 @@ def test_it_fires_at_the_nth_passage_only() -> None:
     faults.disarm()
     faults.at("aquí")
     assert fired == [1]
+
+
+def test_a_value_that_passes_through_may_be_replaced_once() -> None:
+    faults.arm("valor", lambda value: -value, nth=2)
+    assert [faults.through("valor", n) for n in (1, 2, 3)] == [1, -2, 3]
 
 
 @pytest.mark.parametrize(
