@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from quilate import faults
 from quilate.data.packing import Example, PackedBatch, pack, split_by_tokens
 from quilate.errors import DataError
 from quilate.files import atomic_folder, digest, read_json, sha256_of_file, write_json
@@ -41,8 +42,12 @@ def write_shard(
     *,
     vocabulary: int,
     tokenizer_digest: str,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> None:
     """Tokenize documents into a shard, in bounded memory.
+
+    Args:
+        check_stop: called every thousand documents; may raise to leave, and nothing is left behind.
 
     Raises:
         MachineError: the disk is full; nothing is left behind.
@@ -53,6 +58,8 @@ def write_shard(
     with atomic_folder(folder, fault="shard") as place:
         with (place / "tokens.bin").open("wb") as file:
             for batch in _batched(documents, DOCUMENTS_AT_ONCE):
+                faults.at("shard.write")
+                check_stop()
                 for tokens in tokenize(batch):
                     file.write(np.array(tokens, dtype=kind).tobytes())
                     total += len(tokens)

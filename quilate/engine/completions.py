@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from quilate import faults
 from quilate.data.preference_batches import PreferenceBatch
 from quilate.models.encoder import DocumentEncoder
 from quilate.objectives.cross_entropy import linear_token_log_probs
@@ -47,6 +48,7 @@ def by_document(
     values: dict[str, float] = {}
     try:
         for batch in batches:
+            faults.at("evaluate.batch")
             check_stop()
             values |= dict(zip(batch.ids, function(batch).double().tolist(), strict=True))
     finally:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from quilate import faults
 from quilate.data.packing import Example, pack, split_by_tokens
 from quilate.engine.language_modelling import LanguageModellingLoss
 
@@ -87,6 +88,7 @@ def sum_loss(
     model.eval()
     nats, predicted = 0.0, 0
     for part in split_by_tokens(examples, BATCH_TOKENS):
+        faults.at("evaluate.batch")
         check_stop()
         batch = pack(part)
         nats += float(loss(batch))

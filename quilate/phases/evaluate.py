@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from quilate import faults
 from quilate.config import Config
 from quilate.engine.runlog import Progress
 from quilate.evaluation.spans import count_spans
@@ -107,6 +108,7 @@ def _run(context: StageContext[EvaluateConfig]) -> StageReport:
     begun = time.perf_counter()
 
     def listen(offset: int, done: int) -> None:
+        faults.at("evaluate.batch")
         context.stop.raise_if_set()
         finished = offset + done
         left = (time.perf_counter() - begun) / max(1, finished) * (total - finished)
