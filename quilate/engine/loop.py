@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from quilate import faults
 from quilate.engine.checkpoint import Checkpoint, Checkpointer
+from quilate.engine.guards import Guards, LossWatch, MicroBatching
 from quilate.engine.interrupts import StopRequest
 from quilate.engine.runlog import ProgressListener, RunLog
-from quilate.errors import CheckpointError, Interrupted, QuilateError
+from quilate.errors import CheckpointError, GateError, Interrupted, QuilateError
 from quilate.files import write_jsonl
 from quilate.kernels.operations import why_missing
 from quilate.optim.master import MasterOptimizer
@@ -31,6 +33,8 @@ Schedule = Callable[[int], float]
 
 # A run whose updates are refused this many times in a row is broken, not unlucky (guess).
 MAX_REFUSED_IN_A_ROW = 5
+
+DEFAULT_GUARDS = Guards()
 
 
 class MicroBatch(Protocol):
@@ -57,9 +61,13 @@ LossFunction = Callable[[B], Tensor]
 
 
 class Batches(Protocol[B_co]):
-    """All batches of a run: `batches[step]` gives that optimizer step's micro-batches, the same at every call."""
+    """All batches of a run: `batches[step]` gives that optimizer step's micro-batches, the same at every call.
+
+    `micro_batch_tokens` is the most tokens in one; lowered, the same step comes in more of them. It is no part of what
+    the fingerprint is taken of after construction."""
 
     fingerprint: str
+    micro_batch_tokens: int
 
     def __len__(self) -> int: ...
 
@@ -85,6 +93,21 @@ class FitResult:
     refused_updates: int
     curvature_tokens: int = 0
     refused_estimates: int = 0
+    loss_spikes: int = 0
+    rewinds: int = 0
+    memory_halvings: int = 0
+
+    def incidents(self) -> dict[str, int]:
+        """What a stage counts in its manifest: refused updates, and what else happened."""
+        others = {
+            "loss spikes": self.loss_spikes,
+            "rewinds after a loss spike": self.rewinds,
+            "times micro-batches were halved": self.memory_halvings,
+        }
+        return {"refused updates": self.refused_updates} | {name: count for name, count in others.items() if count}
+
+
+COUNTS = tuple(field.name for field in fields(FitResult) if field.name != "steps")
 
 
 def optimizer_step(
@@ -94,22 +117,26 @@ def optimizer_step(
     *,
     learning_rate: float,
     clip_norm: float,
+    loss_limit: float = math.inf,
 ) -> StepResult:
     """One update from one batch, given as micro-batches.
 
     The loss is normalized by the weight of the *whole* step, so any division into micro-batches gives the
-    same gradient. A loss or gradient that is not finite changes nothing: no parameter, no optimizer state.
+    same gradient. A loss or gradient that is not finite, or a loss above `loss_limit`, changes nothing: no parameter,
+    no optimizer state.
     """
     weight = sum(batch.weight for batch in micro_batches)
     loss = 0.0
     for batch in micro_batches:
-        loss_sum = loss_function(batch)
+        faults.at("fit.forward")
+        loss_sum = faults.through("fit.loss", loss_function(batch))
         loss += float(loss_sum.detach()) / weight
+        faults.at("fit.backward")
         (loss_sum / weight).backward()  # type: ignore[no-untyped-call]
         if len(micro_batches) > 1:
             optimizer.accumulate()
     norm = optimizer.gradient_norm()
-    applied = math.isfinite(loss) and math.isfinite(norm)
+    applied = math.isfinite(loss) and math.isfinite(norm) and loss <= loss_limit
     if applied:
         optimizer.step(learning_rate, gradient_scale=min(1.0, clip_norm / max(norm, 1e-12)))
     else:
@@ -126,7 +153,9 @@ def curvature_step(micro_batches: Sequence[B], loss_function: LossFunction[B], o
     """
     weight = sum(batch.weight for batch in micro_batches)
     for batch in micro_batches:
-        optimizer.probe(loss_function(batch) / weight).backward()  # type: ignore[no-untyped-call]
+        probed = optimizer.probe(loss_function(batch) / weight)
+        faults.at("fit.curvature")
+        probed.backward()  # type: ignore[no-untyped-call]
         optimizer.accumulate()
     return optimizer.update_curvature(weight)
 
@@ -147,6 +176,7 @@ def fit(
     clip_norm: float = 1.0,
     checkpoint_seconds: float = 300.0,
     checkpoint_steps: int | None = None,
+    guards: Guards = DEFAULT_GUARDS,
     measured: Callable[[], Mapping[str, float]] = dict,
 ) -> FitResult:
     """Train until the batches end, from the last whole checkpoint in `folder` if there is one.
@@ -161,7 +191,9 @@ def fit(
     Raises:
         Interrupted: stopped on request, after saving.
         CheckpointError: the checkpoint is damaged, or belongs to other data.
-        QuilateError: updates were refused again and again because they were not finite.
+        GateError: a loss spiked and `guards` do not let the run go on.
+        MachineError: memory does not suffice for one sample; the disk is full.
+        QuilateError: updates were refused again and again.
     """
     if isinstance(optimizer, Sophia) and curvature_loss is None:
         raise ValueError("Sophia needs a curvature_loss: without estimates it would only follow signs")
@@ -169,91 +201,188 @@ def fit(
     if slower is not None:
         warn(f"training without quilate's fused operations, which is slower: {slower}")
     checkpointer = Checkpointer(folder / "checkpoints", warn=warn)
-    counts = _resume(checkpointer, batches, optimizer, streams)
-    log = RunLog(folder, resumed_step=counts["step"], listener=listener)
+    rewind_points = Checkpointer(folder / "checkpoints" / "rewind", warn=warn)
+    run = _Run(batches, optimizer, streams, warn, folder, discard=measured)
+    run.resume(checkpointer)
+    log = RunLog(folder, resumed_step=run.step, listener=listener)
     last_saved = time.monotonic()
-    refused_in_a_row = 0
     model.train()
-    while counts["step"] < len(batches):
-        micro_batches = batches[counts["step"]]
-        rate = schedule(counts["step"])
+    while run.step < len(batches):
+        if guards.loss_spike == "rewind" and run.step % guards.rewind_steps == 0:
+            checkpointer.save(run.snapshot())  # first: a resumed run never starts before its rewind point
+            rewind_points.save(run.snapshot())
+        faults.at("fit.data")
+        micro_batches = batches[run.step]
+        rate, limit = schedule(run.step), run.watch.limit()
         if curvature_loss is not None and isinstance(optimizer, Sophia) and optimizer.estimate_due():
-            finite = curvature_step(micro_batches, curvature_loss, optimizer)
-            _count_estimate(counts, micro_batches, finite, warn)
-        result = optimizer_step(micro_batches, loss_function, optimizer, learning_rate=rate, clip_norm=clip_norm)
+            estimate = partial(curvature_step, loss_function=curvature_loss, optimizer=optimizer)
+            finite, micro_batches = run.memory.run(run.step, micro_batches, estimate)
+            run.count_estimate(micro_batches, finite)
+        update = partial(
+            optimizer_step, loss_function=loss_function, optimizer=optimizer, learning_rate=rate, clip_norm=clip_norm,
+            loss_limit=math.inf if guards.loss_spike == "warn" else limit,
+        )  # fmt: skip
+        result, micro_batches = run.memory.run(run.step, micro_batches, update)
         faults.at("fit.step")
-        counts["step"] += 1
-        counts["tokens"] += result.tokens
-        counts["supervised_tokens"] += result.supervised_tokens
-        refused_in_a_row = 0 if result.applied else refused_in_a_row + 1
-        if not result.applied:
-            counts["refused_updates"] += 1
-            warn(f"step {counts['step']}: loss {result.loss}, gradient norm {result.gradient_norm}: update refused")
-            ids = [{"step": counts["step"], "ids": list(b.ids)} for b in micro_batches]
-            write_jsonl(folder / f"refused-step-{counts['step']:08d}.jsonl", ids)
+        spike = limit < result.loss < math.inf
+        if spike and guards.loss_spike == "stop":
+            checkpointer.save(run.snapshot())
+            run.name_samples("spike", micro_batches, run.step + 1)
+            raise _spike_error(run.step + 1, result.loss, limit, folder)
+        run.count(micro_batches, result, limit)
         log.step(
-            counts["step"], len(batches), tokens=result.tokens, loss=result.loss,
+            run.step, len(batches), tokens=result.tokens, loss=result.loss,
             learning_rate=rate, gradient_norm=result.gradient_norm, supervised_tokens=result.supervised_tokens,
             **(optimizer.measured() if result.applied else {}),
             **measured(),
         )  # fmt: skip
-        if refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
-            raise QuilateError(
-                f"{refused_in_a_row} updates in a row were not finite, the last at step {counts['step']}",
-                hint=f"lower the learning rate; the documents are named in {folder}/refused-step-*.jsonl",
-            )
+        if spike and guards.loss_spike == "rewind":
+            if run.counts["rewinds"] == guards.rewinds:
+                raise _spike_error(run.step, result.loss, limit, folder)
+            run.rewind(rewind_points)
+        run.end_if_refused_again_and_again()
         due = time.monotonic() - last_saved > checkpoint_seconds
-        due = due or (checkpoint_steps is not None and counts["step"] % checkpoint_steps == 0)
-        if (due or stop) and counts["step"] < len(batches):
-            checkpointer.save(_snapshot(counts, batches, optimizer, streams))
+        due = due or (checkpoint_steps is not None and run.step % checkpoint_steps == 0)
+        if (due or stop) and run.step < len(batches):
+            checkpointer.save(run.snapshot())
             last_saved = time.monotonic()
-        if stop and counts["step"] < len(batches):
+        if stop and run.step < len(batches):
             raise Interrupted(
-                f"stopped by {stop.signal} after step {counts['step']}, saved",
-                hint="run the same command again to continue",
+                f"stopped by {stop.signal} after step {run.step}, saved", hint="run the same command again to continue"
             )
-    steps = counts.pop("step")
-    return FitResult(steps, **counts)
+    return FitResult(run.step, **run.counts)
 
 
-def _count_estimate(
-    counts: dict[str, int], micro_batches: Sequence[B], finite: bool, warn: Callable[[str], None]
-) -> None:
-    counts["curvature_tokens"] += sum(b.tokens for b in micro_batches)
-    if not finite:
-        counts["refused_estimates"] += 1
-        warn(f"step {counts['step'] + 1}: the estimate of curvature is not finite: refused")
+class _Run(Generic[B]):
+    """Where a run stands: what a checkpoint holds of it, how it comes back, and what is counted.
+
+    Attributes:
+        step: optimizer steps whose batches were used.
+    """
+
+    def __init__(
+        self,
+        batches: Batches[B],
+        optimizer: MasterOptimizer,
+        streams: Streams,
+        warn: Callable[[str], None],
+        folder: Path,
+        *,
+        discard: Callable[[], object],
+    ) -> None:
+        self.batches, self.optimizer, self.streams, self.warn, self.folder = batches, optimizer, streams, warn, folder
+        self.step = 0
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.refused_in_a_row = 0
+        self.watch = LossWatch()
+        self.memory = MicroBatching(batches, optimizer, streams, warn, discard=discard)
+
+    def snapshot(self) -> Checkpoint:
+        tensors = {"optimizer": self.optimizer.state(), "streams": self.streams.state()}
+        state = {
+            "counts": dict(self.counts),
+            "refused_in_a_row": self.refused_in_a_row,
+            "batches": self.batches.fingerprint,
+            "total_steps": len(self.batches),
+            "losses": self.watch.losses,
+            "micro_batch_tokens": self.memory.limit,
+        }
+        return Checkpoint(self.step, tensors, state)
+
+    def resume(self, checkpointer: Checkpointer) -> None:
+        """Go on from the last whole checkpoint, if there is one.
+
+        Raises:
+            CheckpointError: none is whole, or it is of other data or another model.
+        """
+        checkpoint = checkpointer.latest()
+        if checkpoint is None:
+            return
+        state = checkpoint.state
+        if state["batches"] != self.batches.fingerprint or state["total_steps"] != len(self.batches):
+            raise CheckpointError(
+                "the training data or its order changed since this run was interrupted",
+                hint=f"restore the data, or remove {checkpointer.folder} to train this stage again from its start",
+            )
+        try:
+            self._restore(checkpoint)
+        except KeyError as error:
+            raise CheckpointError(
+                f"the checkpoint belongs to another model or optimizer: {error.args[0]}",
+                hint=f"remove {checkpointer.folder}",
+            ) from error
+        self.step, self.counts = checkpoint.step, dict(state["counts"])
+        self.refused_in_a_row = state["refused_in_a_row"]
+        self.memory.lower(state["micro_batch_tokens"], self.counts["memory_halvings"])
+
+    def rewind(self, points: Checkpointer) -> None:
+        """Back to a rewind point in everything but the data: no batch is used twice.
+
+        Raises:
+            CheckpointError: the point is gone or damaged.
+        """
+        point = points.latest()
+        if point is None or point.step > self.step:
+            raise CheckpointError(
+                f"there is no rewind point before step {self.step}",
+                hint=f"remove {points.folder.parent} to train this stage again from its start",
+            )
+        self._restore(point)
+        self.counts["rewinds"] += 1
+        self.refused_in_a_row = 0
+        self.warn(f"step {self.step}: went back to the parameters of step {point.step}; the batches since are left out")
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.optimizer.restore(checkpoint.tensors["optimizer"])
+        self.streams.restore(checkpoint.tensors["streams"])
+        self.watch.restore(checkpoint.state["losses"])
+
+    def count(self, micro_batches: Sequence[B], result: StepResult, limit: float) -> None:
+        """One step more; an incident is said, and the samples it happened with are named."""
+        self.step += 1
+        self.counts["tokens"] += result.tokens
+        self.counts["supervised_tokens"] += result.supervised_tokens
+        self.counts["memory_halvings"] = self.memory.halvings
+        self.refused_in_a_row = 0 if result.applied else self.refused_in_a_row + 1
+        if result.applied:
+            self.watch.add(result.loss)
+        if limit < result.loss < math.inf:
+            self.counts["loss_spikes"] += 1
+            left_out = "" if result.applied else ": update left out"
+            self.warn(f"step {self.step}: loss {result.loss:.4g} is a spike, above {limit:.4g}{left_out}")
+            self.name_samples("spike", micro_batches, self.step)
+        elif not result.applied:
+            self.counts["refused_updates"] += 1
+            self.warn(f"step {self.step}: loss {result.loss}, gradient norm {result.gradient_norm}: update refused")
+            self.name_samples("refused", micro_batches, self.step)
+
+    def count_estimate(self, micro_batches: Sequence[B], finite: bool) -> None:
+        self.counts["curvature_tokens"] += sum(b.tokens for b in micro_batches)
+        if not finite:
+            self.counts["refused_estimates"] += 1
+            self.warn(f"step {self.step + 1}: the estimate of curvature is not finite: refused")
+
+    def name_samples(self, incident: str, micro_batches: Sequence[B], step: int) -> None:
+        """Leave the ids of a step's samples, a micro-batch a line."""
+        rows = [{"step": step, "ids": list(batch.ids)} for batch in micro_batches]
+        write_jsonl(self.folder / f"{incident}-step-{step:08d}.jsonl", rows)
+
+    def end_if_refused_again_and_again(self) -> None:
+        if self.refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
+            raise QuilateError(
+                f"{self.refused_in_a_row} updates in a row were refused, the last at step {self.step}",
+                hint=f"lower the learning rate; the samples are named in {self.folder}/refused-step-*.jsonl and "
+                "spike-step-*.jsonl",
+            )
+
+
+def _spike_error(step: int, loss: float, limit: float, folder: Path) -> GateError:
+    return GateError(
+        f"step {step}: loss {loss:.4g} is a spike, above {limit:.4g}, and `guards` end the run there",
+        hint=f"look at its samples, named in {folder}/spike-step-{step:08d}.jsonl; lower the rate, or choose another "
+        "`guards.loss_spike`",
+    )
 
 
 def _computes_in_bf16_on_the_cpu(model: nn.Module) -> bool:
     return any(p.dtype == torch.bfloat16 and p.device.type == "cpu" for p in model.parameters())
-
-
-def _snapshot(counts: dict[str, int], batches: Batches[B], optimizer: MasterOptimizer, streams: Streams) -> Checkpoint:
-    state = {"counts": counts, "batches": batches.fingerprint, "total_steps": len(batches)}
-    return Checkpoint(counts["step"], {"optimizer": optimizer.state(), "streams": streams.state()}, state)
-
-
-def _resume(
-    checkpointer: Checkpointer, batches: Batches[B], optimizer: MasterOptimizer, streams: Streams
-) -> dict[str, int]:
-    checkpoint = checkpointer.latest()
-    if checkpoint is None:
-        return {
-            "step": 0, "tokens": 0, "supervised_tokens": 0, "refused_updates": 0,
-            "curvature_tokens": 0, "refused_estimates": 0,
-        }  # fmt: skip
-    if checkpoint.state["batches"] != batches.fingerprint or checkpoint.state["total_steps"] != len(batches):
-        raise CheckpointError(
-            "the training data or its order changed since this run was interrupted",
-            hint=f"restore the data, or remove {checkpointer.folder} to train this stage again from its start",
-        )
-    try:
-        optimizer.restore(checkpoint.tensors["optimizer"])
-    except KeyError as error:
-        raise CheckpointError(
-            f"the checkpoint belongs to another model or optimizer: {error.args[0]}",
-            hint=f"remove {checkpointer.folder}",
-        ) from error
-    streams.restore(checkpoint.tensors["streams"])
-    return dict(checkpoint.state["counts"])

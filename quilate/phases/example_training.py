@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from quilate.config import Config
 from quilate.data.batches import ExampleBatches
 from quilate.data.packing import Example
+from quilate.engine.guards import Guards
 from quilate.engine.language_modelling import LanguageModellingLoss
 from quilate.engine.loop import B, Batches, FitResult, LossFunction, fit
 from quilate.errors import DataError
@@ -46,6 +47,8 @@ class ExampleTraining(Config):
     """Save at least this often."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """Save also every so many steps."""
+    guards: Guards = Guards()
+    """What follows when a loss spikes."""
     max_train_tokens: int | None = Field(default=None, ge=1)
     """Most tokens to train on; a recipe's token budget sets it for every arm."""
 
@@ -110,7 +113,7 @@ def train(
         model, batches, loss_function, optimizer, schedule, streams,
         folder=context.folder, listener=context.listener, stop=context.stop, warn=context.note,
         clip_norm=config.clip_norm, checkpoint_seconds=config.checkpoint_seconds,
-        checkpoint_steps=config.checkpoint_steps, measured=measured,
+        checkpoint_steps=config.checkpoint_steps, guards=config.guards, measured=measured,
     )  # fmt: skip
     optimizer.write_nearest()
     return result

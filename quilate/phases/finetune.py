@@ -137,7 +137,7 @@ def _run_weights(context: StageContext[FinetuneConfig], task: Task, base: Path) 
         trainable_parameters=trainable,
         counts=made.counts
         | {
-            "refused updates": result.refused_updates,
+            **result.incidents(),
             "visits over the token budget": batches.examples_left_out,
         },
         facts={

@@ -16,6 +16,7 @@ from quilate.config import Config
 from quilate.data.masking import mask_tokens
 from quilate.data.packing import Example
 from quilate.data.tokens import TokenBatches, open_shard, write_shard
+from quilate.engine.guards import Guards
 from quilate.engine.language_modelling import LanguageModellingLoss
 from quilate.engine.loop import FitResult, fit
 from quilate.errors import DataError
@@ -74,6 +75,8 @@ class TextTraining(Config):
     """Save at least this often."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """Save also every so many steps."""
+    guards: Guards = Guards()
+    """What follows when a loss spikes."""
 
     @model_validator(mode="after")
     def _gamma_has_its_optimizer(self) -> TextTraining:
@@ -141,7 +144,7 @@ class TrainedOnText:
             flops=6.0 * parameters * (self.fitted.tokens + self.estimate_cost * self.fitted.curvature_tokens),
             trainable_parameters=trainable_parameters(model),
             counts={
-                "refused updates": self.fitted.refused_updates,
+                **self.fitted.incidents(),
                 "refused estimates of curvature": self.fitted.refused_estimates,
             },
             facts={
@@ -198,7 +201,7 @@ def train_on_text(
         curvature_loss=loss.to_probe(optimizer),
         folder=context.folder, listener=context.listener, stop=context.stop, warn=context.note,
         clip_norm=config.clip_norm, checkpoint_seconds=config.checkpoint_seconds,
-        checkpoint_steps=config.checkpoint_steps,
+        checkpoint_steps=config.checkpoint_steps, guards=config.guards,
     )  # fmt: skip
     optimizer.write_nearest()
     estimate_cost = optimizer.estimate_cost if isinstance(optimizer, Sophia) else 0.0
@@ -224,7 +227,10 @@ def _batches(
     for name, documents in mixture.train.items():
         folder = context.folder / "shards" / name
         if not folder.exists():
-            write_shard(folder, documents, tokenize, vocabulary=len(tokenizer), tokenizer_digest=identity)
+            write_shard(
+                folder, documents, tokenize, vocabulary=len(tokenizer), tokenizer_digest=identity,
+                check_stop=context.stop.raise_if_set,
+            )  # fmt: skip
         shards[name] = open_shard(folder)
     batches = TokenBatches(
         shards, mixture.weights, total_tokens=config.tokens, batch_tokens=config.batch_tokens, length=config.length,

@@ -142,7 +142,7 @@ def _run(context: StageContext[SftConfig]) -> StageReport:
         trainable_parameters=trainable,
         counts={
             **train.counts,
-            "refused updates": result.refused_updates,
+            **result.incidents(),
             "visits over the token budget": batches.examples_left_out,
         },
         facts={

@@ -271,6 +271,15 @@ _BOTH: dict[str, tuple[str, str]] = {
         "entidades de entrenamiento cuyos extremos caen dentro de un token",
     ),
     "count.refused updates": ("updates refused (not finite)", "actualizaciones rechazadas (no finitas)"),
+    "count.loss spikes": ("steps whose loss was a spike", "pasos con un pico de la pérdida"),
+    "count.rewinds after a loss spike": (
+        "times training went back to earlier parameters after a spike",
+        "veces que el entrenamiento volvió a parámetros anteriores tras un pico",
+    ),
+    "count.times micro-batches were halved": (
+        "times micro-batches were halved for lack of memory",
+        "veces que los microlotes se dividieron por falta de memoria",
+    ),
     "count.refused estimates of curvature": (
         "estimates of curvature refused (not finite)",
         "estimaciones de curvatura rechazadas (no finitas)",

@@ -5,96 +5,23 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from support import random_examples, tiny_gpt2, tiny_llama
+from support import random_examples, tiny_llama
+from tiny_runs import LENGTHS, STEPS, Run, assert_same_bits
 from torch import Tensor
 
 from quilate import faults
-from quilate.data.batches import ExampleBatches
 from quilate.data.packing import Example, PackedBatch, pack
 from quilate.engine import loop
-from quilate.engine.interrupts import StopRequest
 from quilate.engine.language_modelling import LanguageModellingLoss
-from quilate.engine.loop import MAX_REFUSED_IN_A_ROW, FitResult, fit, optimizer_step
+from quilate.engine.loop import MAX_REFUSED_IN_A_ROW, optimizer_step
 from quilate.engine.runlog import Progress
 from quilate.errors import CheckpointError, Interrupted, MachineError, QuilateError
-from quilate.models.tuning.lora import LoraConfig, add_lora
 from quilate.optim.adamw import AdamW
-from quilate.optim.choice import DEFAULTS, make_optimizer
-from quilate.optim.schedules import learning_rate
-from quilate.optim.sophia import Sophia
 from quilate.rng import Streams
-
-LENGTHS = [12, 9, 7, 15, 5, 8, 11, 6, 10, 13]
-STEPS = 9  # ten examples, four a step: three steps an epoch, three epochs
-
-
-@dataclass
-class Outcome:
-    result: FitResult
-    state: dict[str, Tensor]
-    streams: dict[str, Tensor]
-    metrics: bytes
-    warnings: list[str]
-
-
-class Run:
-    """One training run in one folder; `again()` is what a new process would do."""
-
-    def __init__(self, folder: Path, *, method: str = "full", dtype: torch.dtype = torch.float32) -> None:
-        self.folder, self.method, self.dtype = folder, method, dtype
-        self.examples = random_examples(LENGTHS)
-        self.warnings: list[str] = []
-        folder.mkdir(exist_ok=True)
-
-    def again(
-        self,
-        *,
-        stop_after: int | None = None,
-        on_step: Callable[[Progress], None] = lambda _: None,
-        wrap: Callable[[Callable[[PackedBatch], Tensor]], Callable[[PackedBatch], Tensor]] = lambda loss: loss,
-        **options: object,
-    ) -> Outcome:
-        streams = Streams(5)
-        torch.manual_seed(streams.seed)
-        model = tiny_gpt2(dropout=0.2).to(self.dtype) if self.method == "dropout" else tiny_llama(dtype=self.dtype)
-        if self.method == "lora":
-            model = add_lora(model, LoraConfig(rank=4, alpha=8, dropout=0.3), base=self.folder)
-        batches = ExampleBatches(self.examples, batch_size=4, epochs=3, seed=5, micro_batch_tokens=25)
-        schedule = partial(learning_rate, peak=1e-2, total_steps=len(batches), warmup_steps=2, decay="cosine")
-        name = self.method if self.method in DEFAULTS else "adamw"
-        optimizer = make_optimizer(name, model, streams, head=model.get_output_embeddings(), weight_decay=0.1)
-        if isinstance(optimizer, Sophia):
-            optimizer.every = 2
-        loss = LanguageModellingLoss(model)
-        stop = StopRequest()
-
-        def listen(progress: Progress) -> None:
-            on_step(progress)
-            if progress.done == stop_after:
-                stop.signal = "SIGTERM"
-
-        result = fit(
-            model, batches, wrap(loss), optimizer, schedule, streams, curvature_loss=loss.to_probe(optimizer),
-            folder=self.folder, listener=listen, stop=stop, warn=self.warnings.append, **options,
-        )  # fmt: skip
-        state = {name: tensor.clone() for name, tensor in optimizer.state().items()}
-        return Outcome(result, state, streams.state(), (self.folder / "metrics.jsonl").read_bytes(), self.warnings)
-
-
-def assert_same_bits(ours: Outcome, undisturbed: Outcome) -> None:
-    assert ours.result == undisturbed.result
-    assert ours.metrics == undisturbed.metrics
-    for mine, other in ((ours.state, undisturbed.state), (ours.streams, undisturbed.streams)):
-        assert mine.keys() == other.keys()
-        for name, tensor in mine.items():
-            assert torch.equal(tensor, other[name]), name
-
 
 KINDS = [("full", torch.float32), ("lora", torch.float32), ("lora", torch.bfloat16), ("full", torch.bfloat16)]
 KINDS += [("dropout", torch.float32)]
@@ -309,7 +236,7 @@ def test_refusals_survive_an_interruption(tmp_path: Path) -> None:
 
 def test_five_refusals_in_a_row_end_the_run(tmp_path: Path) -> None:
     everything = [f"doc-{n}" for n in range(len(LENGTHS))]
-    with pytest.raises(QuilateError, match="5 updates in a row were not finite, the last at step 5") as caught:
+    with pytest.raises(QuilateError, match="5 updates in a row were refused, the last at step 5") as caught:
         Run(tmp_path / "a").again(wrap=nan_for(*everything))
     assert caught.value.exit_code == 1
     assert MAX_REFUSED_IN_A_ROW == 5

@@ -146,7 +146,7 @@ def _run(context: StageContext[DpoConfig]) -> StageReport:
         counts={
             **prepared.counts,
             "prompts or completions without a judgement of the kind needed": _unused(config, prepared, prompts),
-            "refused updates": fitted.refused_updates,
+            **fitted.incidents(),
             "visits over the token budget": batches.examples_left_out,
         },
         facts={

@@ -88,7 +88,7 @@ def _run(context: StageContext[RewardConfig]) -> StageReport:
         counts={
             **prepared.counts,
             "prompts without a pair": len(prepared.train) - len(ranked),
-            "refused updates": fitted.refused_updates,
+            **fitted.incidents(),
             "visits over the token budget": batches.examples_left_out,
         },
         facts={
