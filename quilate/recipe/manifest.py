@@ -68,6 +68,22 @@ def write_manifest(folder: Path, spec: StageSpec, report: StageReport, measured:
     write_json(folder / "manifest.json", manifest)
 
 
+def check_outputs(folder: Path) -> None:
+    """Compare what a finished stage left with the digests it recorded; a folder without a manifest has none.
+
+    Raises:
+        DataError: a file is missing or was altered since, if only by a bit.
+    """
+    if not (folder / "manifest.json").exists():
+        return
+    for name, expected in read_json(folder / "manifest.json")["outputs"].items():
+        if sha256_of_file(folder / name) != expected["sha256"]:
+            raise DataError(
+                f"{folder / name} was altered since its stage finished: its SHA-256 differs",
+                hint=f"remove {folder} and run the same command again",
+            )
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a finished stage whose outputs are all there, else None."""
     if not (folder / "manifest.json").exists():

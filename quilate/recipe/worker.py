@@ -27,11 +27,11 @@ from typing import Any, NoReturn
 
 from quilate.config import validate
 from quilate.engine.interrupts import StopRequest, stop_on_signals
-from quilate.errors import Interrupted, MachineError, QuilateError, explained_os_errors
+from quilate.errors import Interrupted, MachineError, QuilateError, explained_os_errors, is_out_of_memory
 from quilate.files import read_json, write_json
 from quilate.phases.stage import StageContext
 from quilate.recipe.kinds import KINDS, stage_kind
-from quilate.recipe.manifest import Measured, write_manifest
+from quilate.recipe.manifest import Measured, check_outputs, write_manifest
 from quilate.recipe.spec import StageSpec
 
 
@@ -61,6 +61,8 @@ def run_stage(folder: Path, stop: StopRequest) -> None:
         stop=stop,
     )
     attempts = read_json(folder / "attempts.json") if (folder / "attempts.json").exists() else []
+    for source in set(context.inputs.values()):
+        check_outputs(source)
     started, cpu_started = time.perf_counter(), time.process_time()
     try:
         report = kind.run(context)
@@ -90,16 +92,17 @@ def main(folder: Path) -> int:
         with stop_on_signals() as stop, explained_os_errors(folder, "run the stage"):
             run_stage(folder, stop)
         return 0
-    except MemoryError:
-        error: QuilateError = MachineError("out of memory", hint="lower micro_batch_tokens, or close other programs")
     except QuilateError as expected:
         error = expected
     except Exception as unexpected:
         traceback.print_exc()
-        error = QuilateError(
-            f"{type(unexpected).__name__}: {unexpected}",
-            hint=f"this is a fault of quilate; please report it with {folder / 'log.txt'}",
-        )
+        if is_out_of_memory(unexpected):
+            error = MachineError("out of memory", hint="lower micro_batch_tokens, or close other programs")
+        else:
+            error = QuilateError(
+                f"{type(unexpected).__name__}: {unexpected}",
+                hint=f"this is a fault of quilate; please report it with {folder / 'log.txt'}",
+            )
     if not isinstance(error, Interrupted):
         say(note=f"failed: {error.message}")
     try:

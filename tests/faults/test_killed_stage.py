@@ -16,7 +16,7 @@ from support import SENTENCES
 from quilate import config
 from quilate.engine.interrupts import StopRequest
 from quilate.engine.runlog import Progress
-from quilate.errors import CheckpointError, Interrupted, MachineError
+from quilate.errors import DataError, Interrupted, MachineError
 from quilate.files import folder_lock, read_json, write_text
 from quilate.recipe.graph import Node
 from quilate.recipe.run import run_recipe, run_status
@@ -233,7 +233,7 @@ def test_two_runs_on_one_folder(place: Place) -> None:
 
 @pytest.mark.slow
 def test_data_changed_under_an_interrupted_stage_are_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The finished task is altered behind the recipe's back, its sizes unchanged: the checkpoint knows better."""
+    """The finished task is altered behind the recipe's back, its sizes unchanged: its digests know better."""
     out = place.fresh("changed")
     monkeypatch.setenv("QUILATE_FAULTS", "fit.step:4:kill")
     with pytest.raises(MachineError):
@@ -241,9 +241,9 @@ def test_data_changed_under_an_interrupted_stage_are_refused(place: Place, monke
     monkeypatch.delenv("QUILATE_FAULTS")
     train = place.stage(out, "task") / "task" / "train.jsonl"
     train.write_text(train.read_text(encoding="utf-8").replace("Caso", "Daso"), encoding="utf-8")
-    with pytest.raises(Exception, match="training data or its order changed") as caught:
+    with pytest.raises(Exception, match=r"train\.jsonl was altered since its stage finished") as caught:
         place.run("full-s0", out)
-    assert getattr(caught.value, "exit_code", None) == CheckpointError.exit_code == 3
+    assert getattr(caught.value, "exit_code", None) == DataError.exit_code == 3
 
 
 @pytest.mark.slow
