@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from quilate import faults
@@ -141,7 +142,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(f"{file} has {file.stat().st_size:,} bytes, {expected['bytes']:,} were written")
         if sha256_of_file(file) != expected["sha256"]:
             raise CheckpointError(f"{file} was altered: its SHA-256 differs")
-    tensors = {
-        name.removesuffix(".safetensors"): load_file(path / name) for name in files if name.endswith(".safetensors")
-    }
+    groups = [name.removesuffix(".safetensors") for name in files if name.endswith(".safetensors")]
+    try:
+        tensors = {group: load_file(path / f"{group}.safetensors") for group in groups}
+    except SafetensorError as error:  # its digest is right, so it was written so: by something else than `save`
+        raise CheckpointError(f"{path} holds a file that is no safetensors file: {error}") from error
     return Checkpoint(step, tensors, read_json(path / "state.json"))
