@@ -86,16 +86,7 @@ def check_model_directory(directory: Path) -> None:
     for name in sorted(
         names & {"config.json", "tokenizer_config.json", "generation_config.json", "adapter_config.json"}
     ):
-        content = read_json(directory / name)
-        if not isinstance(content, dict):
-            raise ModelError(
-                f"{directory / name} is not a JSON object", hint="the file was altered; fetch the model again"
-            )
-        if content.get("auto_map") or content.get("custom_pipelines"):
-            raise ModelError(
-                f"{directory / name} asks to run Python code that comes with the model (auto_map); quilate never does",
-                hint="use a model whose architecture transformers has built in",
-            )
+        refuse_custom_code(directory / name)
     # Of an adapter only this one counts: peft would go on to open adapter_model.bin, a pickle.
     weights = sorted(
         n for n in names if n == "adapter_model.safetensors" or (not adapter and n.endswith(".safetensors"))
@@ -110,6 +101,23 @@ def check_model_directory(directory: Path) -> None:
         raise ModelError(f"{directory} has no .safetensors weights", hint="fetch the model again")
     for name in weights:
         _check_safetensors(directory / name)
+
+
+def refuse_custom_code(path: Path) -> None:
+    """Refuse a JSON file of a model that names Python code to run.
+
+    Raises:
+        DataError: it is missing or not JSON.
+        ModelError: it is no object, or has an `auto_map` or pipelines of its own.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is not a JSON object", hint="the file was altered; fetch the model again")
+    if content.get("auto_map") or content.get("custom_pipelines"):
+        raise ModelError(
+            f"{path} asks to run Python code that comes with the model (auto_map); quilate never does",
+            hint="use a model whose architecture transformers has built in",
+        )
 
 
 def _check_safetensors(path: Path) -> None:

@@ -96,6 +96,7 @@ def _shape(context: StageContext[PretrainConfig], vocabulary: int, end: int, pad
     from transformers import AutoConfig
 
     from quilate.models.create import shape_config
+    from quilate.models.source import refuse_custom_code
 
     config = context.config
     if config.config is None:
@@ -104,7 +105,13 @@ def _shape(context: StageContext[PretrainConfig], vocabulary: int, end: int, pad
     path = path if path.is_absolute() else context.base_folder / path
     if not path.is_file():
         raise DataError(f"no config file at {path}", hint="give the path of a transformers config.json")
-    given = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    refuse_custom_code(path)
+    try:
+        given = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except ValueError as error:  # an architecture that transformers does not know
+        raise DataError(
+            f"{path} cannot be used: {error}", hint="give a config.json of a built-in architecture"
+        ) from error
     given.update({"vocab_size": vocabulary, "eos_token_id": end, "bos_token_id": end, "pad_token_id": pad})
     return given
 
