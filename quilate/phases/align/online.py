@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from quilate import faults
 from quilate.data.packing import Example
 from quilate.engine.completions import WithoutDropout
 from quilate.errors import ConfigError, DataError
@@ -232,6 +233,7 @@ class Online:
         self, prompts: list[Prompt], *seed: str | int, check_stop: Callable[[], None] = lambda: None
     ) -> Rollouts:
         """A completion of each prompt by the policy as it is, and what every model says of it."""
+        faults.at("rollouts.write")
         written = self.writer.write(self.roles.model, prompts, seed=derive_seed(self.context.seed, *seed))
         return assess(
             self.roles, written, self.config.temperature, self.config.micro_batch_tokens, check_stop=check_stop
@@ -453,7 +455,7 @@ def learn(online: Online, method: Method) -> StageReport:
         trainable_parameters=trainable,
         counts={
             **online.counts,
-            "refused updates": fitted.refused_updates,
+            **fitted.incidents(),
             "prompts over the token budget": left_out,
             "completions cut for length": sum(round((1 - row["ended"]) * row["completions"]) for row in log),
         },
