@@ -78,11 +78,12 @@ def _tokenizer(context: StageContext[PretrainConfig], mixture: CorpusMixture):  
             raise DataError(
                 f"the tokenizer of {context.config.tokenizer} has no end-of-text token", hint="train one instead"
             )
-    elif folder.exists():
-        tokenizer = load_tokenizer(folder)
     else:
-        tokenizer = train_byte_level_bpe(mixture.sample(TOKENIZER_SAMPLE_BYTES), context.config.vocabulary)
-        tokenizer.save_pretrained(folder)
+        if not folder.exists():
+            trained = train_byte_level_bpe(mixture.sample(TOKENIZER_SAMPLE_BYTES), context.config.vocabulary)
+            with atomic_folder(folder) as place:
+                trained.save_pretrained(place)
+        tokenizer = load_tokenizer(folder)  # as a resumed run does: what it saves in turn is the same to the byte
     for name, documents in mixture.held_out.items():
         fit = measure_fit(tokenizer, documents)
         context.note(
