@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
+ALL_GREEN, NOT_RUN = "**all green**", "not run"
 COPIED = ("quilate", "tests", "recipes", "docs", "benchmarks", "pyproject.toml")
 
 
@@ -239,23 +240,38 @@ def row(mutation: Mutation, result: str) -> str:
 def main(arguments: list[str]) -> None:
     wanted = [a for a in arguments if not a.startswith("--")]
     chosen = [m for m in MUTATIONS if not wanted or any(w in f"{m.fault} {m.guard} {m.file}" for w in wanted)]
-    rows = []
+    results = {}
     with tempfile.TemporaryDirectory() as place:
         for name in COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
             copy(ROOT / name, Path(place) / name)
         for mutation in chosen:
-            rows.append(row(mutation, tried(mutation, Path(place)) or "**all green**"))
-            print(rows[-1], flush=True)
-    if "--write" in arguments:
-        table = "\n".join(["| fault | guard taken away | in | what failed |", "| --- | --- | --- | --- |", *rows])
-        text = re.sub(
-            r"(<!-- mutations -->\n).*?(<!-- end -->)",
-            lambda found: f"{found[1]}{table}\n{found[2]}",
-            PAGE.read_text(encoding="utf-8"),
-            flags=re.DOTALL,
-        )
-        PAGE.write_text(text, encoding="utf-8")
+            results[mutation.guard] = tried(mutation, Path(place)) or ALL_GREEN
+            print(row(mutation, results[mutation.guard]), flush=True)
+            if "--write" in arguments:
+                write(results)
+
+
+def write(results: dict[str, str]) -> None:
+    """Put results into the page's table; those of other mutations stay."""
+    page = PAGE.read_text(encoding="utf-8")
+    results = shown(page) | results
+    rows = [row(mutation, results.get(mutation.guard, NOT_RUN)) for mutation in MUTATIONS]
+    table = "\n".join(["| fault | guard taken away | in | what failed |", "| --- | --- | --- | --- |", *rows])
+    text = re.sub(
+        r"(<!-- mutations -->\n).*?(<!-- end -->)",
+        lambda found: f"{found[1]}{table}\n{found[2]}",
+        page,
+        flags=re.DOTALL,
+    )
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def shown(page: str) -> dict[str, str]:
+    """The results that the page has, by guard."""
+    table = page.partition("<!-- mutations -->")[2].partition("<!-- end -->")[0]
+    rows = [line.strip("| ").split(" | ", 3) for line in table.splitlines()[3:]]
+    return {guard: result for _, guard, _, result in rows}
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ ELSEWHERE = [
     pytest.param("chat", "evaluate.batch", 1, id="while measuring before training"),
     pytest.param("judge", "evaluate.batch", 1, id="while measuring after training"),
     pytest.param("polite", "evaluate.batch", 1, id="while the reference is asked"),
-    pytest.param("exact", "rollouts.write", 2, id="while completions are written"),
+    pytest.param("exact", "rollouts.write", 3, id="while completions are written"),
     pytest.param("adapter-s0-evaluate", "evaluate.batch", 2, id="while items are scored"),
 ]
 
