@@ -14,6 +14,7 @@ from quilate.errors import QuilateError, UsageError
 # verb -> what it does, in one line; the function of the same name in quilate.cli.VERB is imported when it is called.
 VERBS = {
     "init": "Write a recipe for your own labelled file.",
+    "plan": "Say what a recipe will cost before it runs: tokens, FLOPs, memory, time and price of every stage.",
     "run": "Run a recipe to its end: every arm, every seed, the report.",
     "status": "Show where each stage of a run stands.",
     "report": "Show a finished run's evidence; write it again in another language, with texts, or as Markdown.",

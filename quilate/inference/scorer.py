@@ -172,6 +172,15 @@ class PromptScorer:
         layout = self._layout()
         return [str(layout.prompt(shown, text)) for shown, text in zip(self._shown(texts)[0], texts, strict=True)]
 
+    def tokens(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        """The whole prompt of each text and the labels, as tokens; the model is loaded only to choose near examples."""
+        from quilate.models.load import load_tokenizer
+        from quilate.tokenization.segments import answer_tokens
+
+        layout, tokenizer = self._layout(), load_tokenizer(self.model_path)
+        prompts = layout.tokens(tokenizer, self.prompts(texts))
+        return prompts, answer_tokens(tokenizer, self.verbalizers, start=layout.answer_start)
+
     def show(self, text: str, *, with_text: bool) -> str:
         """The prompt of a text; without `with_text` every text is replaced by its place: `[text 3]`, `[text]`."""
         layout, shown = self._layout(), self._shown([text])[0][0]

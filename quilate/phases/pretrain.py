@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from quilate.errors import DataError
 from quilate.files import atomic_folder
@@ -55,10 +56,9 @@ def _run(context: StageContext[PretrainConfig]) -> StageReport:
     config = context.config
     mixture = CorpusMixture.of(context.inputs, config.corpora)
     streams = Streams(context.seed)
-    tokenizer = _tokenizer(context, mixture)
-    shape = _shape(context, len(tokenizer), int(tokenizer.eos_token_id), int(tokenizer.pad_token_id or 0))
-    masked = "MaskedLM" in str(shape.architectures) or (config.config is None and config.shape == "roberta")
-    model = create(shape, masked=masked).to(compute_device(), compute_dtype(config.precision))
+    tokenizer = tokenizer_of(context, mixture)
+    shape = shape_of(context, tokenizer)
+    model = create(shape, masked=is_masked_shape(config, shape)).to(compute_device(), compute_dtype(config.precision))
     rate = config.lr or DEFAULTS[config.optimizer].learning_rate
     result = train_on_text(context, model, tokenizer, mixture, streams, rate=rate)
     with atomic_folder(context.folder / "model") as place:
@@ -67,7 +67,12 @@ def _run(context: StageContext[PretrainConfig]) -> StageReport:
     return result.report(model, measured=measure(model, tokenizer, mixture, config, context), before=None)
 
 
-def _tokenizer(context: StageContext[PretrainConfig], mixture: CorpusMixture):  # type: ignore[no-untyped-def]
+def tokenizer_of(context: StageContext[PretrainConfig], mixture: CorpusMixture) -> PreTrainedTokenizerBase:
+    """The named tokenizer, or one trained on the mixture; kept in the stage's folder.
+
+    Raises:
+        DataError: the named one has no end-of-text token, or the mixture is too small to train one.
+    """
     from quilate.models.source import resolve_model
     from quilate.tokenization.train import measure_fit, train_byte_level_bpe
 
@@ -93,13 +98,19 @@ def _tokenizer(context: StageContext[PretrainConfig], mixture: CorpusMixture):  
     return tokenizer
 
 
-def _shape(context: StageContext[PretrainConfig], vocabulary: int, end: int, pad: int):  # type: ignore[no-untyped-def]
+def shape_of(context: StageContext[PretrainConfig], tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The new model's `transformers` config, its vocabulary that of the tokenizer.
+
+    Raises:
+        DataError: the config file that is named is not there.
+    """
     from transformers import AutoConfig
 
     from quilate.models.create import shape_config
     from quilate.models.source import refuse_custom_code
 
     config = context.config
+    vocabulary, end, pad = len(tokenizer), int(tokenizer.eos_token_id), int(tokenizer.pad_token_id or 0)
     if config.config is None:
         return shape_config(config.shape, config.size, vocabulary=vocabulary, context=config.context, end=end, pad=pad)
     path = Path(config.config)
@@ -115,6 +126,11 @@ def _shape(context: StageContext[PretrainConfig], vocabulary: int, end: int, pad
         ) from error
     given.update({"vocab_size": vocabulary, "eos_token_id": end, "bos_token_id": end, "pad_token_id": pad})
     return given
+
+
+def is_masked_shape(config: PretrainConfig, shape: PretrainedConfig) -> bool:
+    """Whether the new model is to predict masked tokens rather than next ones."""
+    return "MaskedLM" in str(shape.architectures) or (config.config is None and config.shape == "roberta")
 
 
 PRETRAIN = StageKind("pretrain", 2, PretrainConfig, _run)

@@ -123,7 +123,7 @@ def serve() -> None:
         wanted = json.loads(line)
         if wanted["warm"] and not warm:
             warm = True
-            _import_what_models_need()
+            import_what_models_need()
         process = os.fork()
         if process == 0:
             _run_forked(Path(wanted["folder"]))
@@ -132,7 +132,7 @@ def serve() -> None:
         say(ended=os.waitstatus_to_exitcode(status))
 
 
-def _import_what_models_need() -> None:
+def import_what_models_need() -> None:
     with suppress(Exception):  # what is broken fails again in the stage, whose log is kept
         for module in (*{place.partition(":")[0] for place in KINDS.values()}, "peft", "quilate.evaluation.metrics"):
             import_module(module)

@@ -150,3 +150,20 @@ def test_second_run_reuses_everything_and_a_changed_rate_reruns_its_arm_only(
     assert {name: later[name] for name in first} == first
     new = sorted(name.rpartition("-")[0] for name in later.keys() - first.keys())
     assert new == ["full-then-lora-s0", "full-then-lora-s0-evaluate", "report"]
+
+
+@pytest.mark.slow
+def test_a_plan_counts_what_the_run_then_did(folder: Path) -> None:
+    """Tokens of every trained stage, and those read for labels, without training anything."""
+    shown = quilate("plan", "--against", "runs/tiny", "--no-probe", "--json", folder=folder).stdout
+    rows = {row["planned"]["name"]: row for row in json.loads(shown[shown.index("[\n") :])}
+    exact = ("chat-s0", "judge-s0", "polite-s0", "full-s0", "adapter-s0", "full-then-lora-s0")
+    assert {name: rows[name]["planned"]["train_tokens"] for name in exact} == {
+        name: rows[name]["train_tokens"] for name in exact
+    }
+    for name in ("new-s0", "masked-s0", "tapt-s0"):  # they end with the document that fills the budget
+        assert rows[name]["planned"]["train_tokens"] == pytest.approx(rows[name]["train_tokens"], rel=0.05)
+    scored = [name for name in rows if name.endswith("-evaluate") and not name.startswith("chosen")]
+    assert len(scored) == 6
+    for name in scored:  # the manifest has the 18 test items alone, the plan the 12 of dev too
+        assert rows[name]["planned"]["read_tokens"] == pytest.approx(rows[name]["read_tokens"] * 30 / 18, rel=0.2)

@@ -1,0 +1,265 @@
+"""What a forward pass or a training step takes on this machine: measured once on random tokens, kept in the cache.
+
+A probe runs the engine's own code on batches of the sizes a stage will have, in a process of its own, so that its peak
+of memory is its own too: `python -m quilate.plan.probe` reads a `ProbeSpec` as JSON and prints a `Rate`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from quilate.errors import QuilateError
+from quilate.files import cache_folder, digest, read_json, sha256_of_file, write_json
+
+VERSION = 1  # counted up when a probe would measure something else
+
+Activity = Literal["train", "loss", "encode", "score"]
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """What to measure.
+
+    Attributes:
+        model: a model directory; of one not trained yet, one of the same shape.
+        tuning: how it is made trainable, or what adapter it is asked with: {"method": "lora", "lora": {...}}.
+        activity: `train` runs optimizer steps; `loss`, `encode` and `score` are forward passes, as for measuring text,
+            for the features of a head, and for scoring labels.
+        steps: of `train`: for each step its micro-batches, each a list of documents (tokens, supervised tokens). Of the
+            others: one list of batches of documents.
+        prefix, labels: of `score`: the tokens that all prompts share, and those of each label.
+    """
+
+    model: str
+    activity: Activity
+    precision: str
+    steps: list[list[list[tuple[int, int]]]]
+    tuning: dict[str, Any] | None = None
+    optimizer: str = "adamw"
+    prefix: int = 0
+    labels: list[list[int]] | None = None
+
+    def key(self) -> str:
+        """What identifies the measurement; the model by its shape, which is all that matters here."""
+        shape = sha256_of_file(Path(self.model) / "config.json")
+        return digest([VERSION, asdict(replace(self, model=shape))])
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`seconds` a token, `load_seconds` and `save_seconds` once, `peak_bytes` of the whole process; `load` is the
+    machine's load average when it began, which disturbs it where it is not near zero."""
+
+    seconds: float
+    load_seconds: float
+    save_seconds: float
+    peak_bytes: int
+    parameters: int
+    trainable: int
+    load: float
+
+
+def measured(spec: ProbeSpec, environment: dict[str, str], *, note: Callable[[str], None] = lambda _: None) -> Rate:
+    """The rate of `spec` on this machine, from the cache or by a probe.
+
+    Args:
+        environment: that stages run in.
+
+    Raises:
+        QuilateError: the probe failed; the message holds what it said.
+    """
+    kept = cache_folder() / "probes" / f"{digest([machine_identity(), spec.key()])[:32]}.json"
+    if kept.exists():
+        return Rate(**read_json(kept))
+    documents = sum(len(batch) for step in spec.steps for batch in step)
+    note(f"measuring {spec.activity} of {Path(spec.model).name} on {documents} documents")
+    done = subprocess.run(
+        [sys.executable, "-m", "quilate.plan.probe"], input=json.dumps(asdict(spec)), capture_output=True, text=True,
+        encoding="utf-8", env=environment,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise QuilateError(
+            f"the probe of {spec.activity} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}",
+            hint="run with --gpu and --no-probe to plan from tables alone",
+        )
+    rate = Rate(**json.loads(done.stdout.splitlines()[-1]))
+    write_json(kept, asdict(rate))
+    return rate
+
+
+def machine_identity() -> list[str]:
+    """What a rate depends on, of the machine and of the libraries."""
+    from importlib.metadata import version
+
+    from quilate.recipe.manifest import machine
+
+    found = machine()
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    kept = [str(found.get(name)) for name in ("cpu", "cores", "gpu")]
+    return [*kept, threads, os.environ.get("QUILATE_KERNELS", ""), version("torch"), version("transformers")]
+
+
+def main() -> None:
+    """Measure what standard input asks for."""
+    load = os.getloadavg()[0]
+    spec = ProbeSpec(**json.loads(sys.stdin.read()))
+    from quilate.recipe.worker import import_what_models_need
+
+    import_what_models_need()  # as every stage's process has, for its memory
+    rate = _Probe(spec).run(load)
+    print(json.dumps(asdict(rate)))
+
+
+class _Probe:
+    def __init__(self, spec: ProbeSpec) -> None:
+        from quilate.models.load import load_language_model, load_tokenizer
+        from quilate.models.precision import compute_dtype
+
+        self.spec, self.folder = spec, Path(spec.model)
+        started = time.perf_counter()
+        self.tokenizer = load_tokenizer(self.folder)
+        self.model = load_language_model(self.folder, dtype=compute_dtype(spec.precision))  # type: ignore[arg-type]
+        self.load_seconds = time.perf_counter() - started
+        if spec.tuning is not None:
+            self.model = tuned(self.model, spec.tuning, self.folder)
+
+    def run(self, load: float) -> Rate:
+        from quilate.models.load import save_model, trainable_parameters
+
+        spec, save_seconds = self.spec, 0.0
+        activities = {"train": self._train, "loss": self._loss, "encode": self._encode, "score": self._score}
+        tokens, seconds = activities[spec.activity]()
+        if spec.activity == "train":
+            started = time.perf_counter()
+            with tempfile.TemporaryDirectory() as place:
+                save_model(self.model, self.tokenizer, Path(place))
+                for path in Path(place).iterdir():
+                    sha256_of_file(path)  # as for the manifest
+            save_seconds = time.perf_counter() - started
+        parameters = sum(p.numel() for p in self.model.parameters())
+        trainable = trainable_parameters(self.model)
+        return Rate(seconds / tokens, self.load_seconds, save_seconds, peak_bytes(), parameters, trainable, load)
+
+    def _train(self) -> tuple[int, float]:
+        """Tokens and seconds of all steps but the first, which warms up; it should be the largest."""
+        from quilate.engine.language_modelling import LanguageModellingLoss
+        from quilate.engine.loop import curvature_step, optimizer_step
+        from quilate.optim.choice import make_optimizer
+        from quilate.optim.sophia import Sophia
+        from quilate.rng import Streams
+
+        streams = Streams(0)
+        head = self.model.get_output_embeddings()
+        optimizer = make_optimizer(self.spec.optimizer, self.model, streams, head=head)  # type: ignore[arg-type]
+        loss = LanguageModellingLoss(self.model)
+        probed = loss.to_probe(optimizer)
+        self.model.train()
+        tokens, seconds = 0, 0.0
+        for number, step in enumerate(self.spec.steps):
+            batches = [self._packed(batch) for batch in step]
+            started = time.perf_counter()
+            optimizer_step(batches, loss, optimizer, learning_rate=1e-6, clip_norm=1.0)
+            taken = time.perf_counter() - started
+            if isinstance(optimizer, Sophia) and probed is not None:
+                started = time.perf_counter()
+                curvature_step(batches, probed, optimizer)
+                taken += (time.perf_counter() - started) / optimizer.every
+            if number > 0 or len(self.spec.steps) == 1:
+                tokens, seconds = tokens + sum(b.tokens for b in batches), seconds + taken
+        return tokens, seconds
+
+    def _loss(self) -> tuple[int, float]:
+        import torch
+
+        from quilate.engine.language_modelling import LanguageModellingLoss
+
+        loss = LanguageModellingLoss(self.model)
+        with torch.no_grad():
+            return self._timed([self._packed(batch) for batch in self.spec.steps[0]], lambda batch: float(loss(batch)))
+
+    def _encode(self) -> tuple[int, float]:
+        import torch
+
+        from quilate.models.encoder import DocumentEncoder
+
+        encoder = DocumentEncoder(self.model)
+        batches = [self._packed(batch).to(encoder.device) for batch in self.spec.steps[0]]
+        with torch.inference_mode():
+            return self._timed(batches, lambda b: encoder(b.input_ids, b.position_ids, b.lengths))
+
+    @staticmethod
+    def _timed(batches: Sequence[Any], work: Callable[[Any], Any]) -> tuple[int, float]:
+        work(batches[0])
+        started = time.perf_counter()
+        for batch in batches:
+            work(batch)
+        return sum(batch.tokens for batch in batches), time.perf_counter() - started
+
+    def _score(self) -> tuple[int, float]:
+        import numpy as np
+
+        from quilate.inference.likelihood import score_tokens
+
+        rng = np.random.default_rng(0)
+        prefix = rng.integers(self._vocabulary, size=self.spec.prefix).tolist()
+        own = [length for batch in self.spec.steps[0] for length, _ in batch]
+        prompts = [prefix + rng.integers(self._vocabulary, size=length).tolist() for length in own]
+        labels = self.spec.labels or []
+        score_tokens(self.model, prompts[:1], labels)
+        started = time.perf_counter()
+        found = score_tokens(self.model, prompts, labels)
+        return found.tokens - self.spec.prefix, time.perf_counter() - started
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    def _packed(self, documents: list[tuple[int, int]]) -> Any:
+        """Random documents; the supervised tokens are each one's last, as in a prompt and its answer."""
+        import numpy as np
+
+        from quilate.data.packing import Example, pack
+
+        masked = "MaskedLM" in type(self.model).__name__
+        rng = np.random.default_rng(0)
+        examples = []
+        for number, (length, supervised) in enumerate(documents):
+            tokens = rng.integers(self._vocabulary, size=length)
+            learned = np.arange(length) >= length - supervised
+            examples.append(Example(str(number), tokens, learned, tokens if masked else None))
+        return pack(examples)
+
+
+def tuned(model: Any, tuning: dict[str, Any], base: Path) -> Any:
+    """The model as the phase would train it, its adapter new."""
+    from quilate.models.tuning.bottleneck import BottleneckConfig, add_bottlenecks
+    from quilate.models.tuning.freeze import train_last_layers
+    from quilate.models.tuning.lora import LoraConfig, add_lora
+
+    match tuning["method"]:
+        case "lora":
+            return add_lora(model, LoraConfig(**(tuning.get("lora") or {})), base=base)
+        case "adapter":
+            return add_bottlenecks(model, BottleneckConfig(**(tuning.get("adapter") or {})), base=base)
+        case "last_layers":
+            return train_last_layers(model, tuning["last_layers"])
+    return model
+
+
+def peak_bytes() -> int:
+    """Of this process so far. Not from getrusage: its maximum is inherited from the process that started this one."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+if __name__ == "__main__":
+    main()
