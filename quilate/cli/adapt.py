@@ -15,6 +15,7 @@ def adapt(
     lr: float | None = None,
     replay: Path | None = None,
     replay_share: float = 0.05,
+    extend_vocabulary: int | None = None,
     text: str = "text",
     documents: Literal["file", "paragraph", "line", "sentence"] = "paragraph",
     language: str = "es",
@@ -40,6 +41,8 @@ def adapt(
         General text to mix in against forgetting; it is measured too.
     replay_share
         Its share of the training tokens.
+    extend_vocabulary
+        Add so many tokens of the domain to the model's vocabulary; with weights full only.
     text
         For a table: the column with the text, or a Jinja template over the columns.
     documents
@@ -55,7 +58,7 @@ def adapt(
     """
     from quilate.cli.single import TextFlags, run_single_stage, text_recipe
 
-    stage = {"kind": "adapt", "weights": weights, "tokens": tokens, "lr": lr}
+    stage = {"kind": "adapt", "weights": weights, "tokens": tokens, "lr": lr, "extend_vocabulary": extend_vocabulary}
     flags = TextFlags(corpus, text, documents, language, replay, replay_share)
     value = text_recipe("adapt", stage, flags, base=base, seed=seed)
     run_single_stage("adapt", value, out=out, json=json)

@@ -5,25 +5,54 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from quilate.config import Config
+from quilate.data.canaries import Canaries, make_canaries
 from quilate.data.language import MIN_CHARACTERS, NotChecked, check_language
 from quilate.data.sentences import sentences
+from quilate.data.similarity import nearest_documents
 from quilate.data.tables import SourceConfig, locate, read_table
 from quilate.data.text import holds_text, read_text
 from quilate.errors import DataError, GateError
 from quilate.files import read_jsonl, sha256_of_file, sha256_of_tree, write_jsonl
 from quilate.phases.stage import StageContext, StageKind, StageReport
+from quilate.rng import numpy_stream
 from quilate.tasks.columns import Condition, TextColumn, filter_rows
 from quilate.tasks.kinds import load_task
 from quilate.tasks.labels import Item
 from quilate.tasks.leaks import find_leaks
 from quilate.tasks.task import Task
 
+CANARIES = "canaries.json"
 WARN_SHARE = 0.05  # of the bytes, in another language; guess: so much no longer is a quotation here and there
+
+
+class NeighboursConfig(Config):
+    k: int = Field(default=50, ge=1)
+    """For every training text of the task, its so many nearest documents are kept (Gururangan et al. try 50 to 500)."""
+    chosen: Literal["nearest", "random"] = "nearest"
+    """`random` keeps as many documents, but any: the control that tells nearness from mere amount."""
+
+
+class CanariesConfig(Config):
+    repeats: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 10, 100], min_length=1)
+    """How often a canary stands in the corpus; `each` canaries for every number."""
+    each: int = Field(default=8, ge=2)
+    """Canaries for each number of repeats, and as many that are never put in."""
+    controls: int = Field(default=1000, ge=10)
+    """Canaries never put in, among which the others are ranked: exposure is at most log2(`controls` + 1) bits."""
+    pattern: str = "La clave de la ficha {owner} es {secret}"
+    """The sentence; owner and secret are drawn at random. Nothing of anybody is in it."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _an_owner_and_a_secret_at_the_end(cls, pattern: str) -> str:
+        if pattern.count("{owner}") != 1 or not pattern.endswith(" {secret}") or pattern.count("{secret}") != 1:
+            raise ValueError("needs {owner} once, and {secret} once, at its end and after a space")
+        return pattern
 
 
 class CorpusConfig(Config):
@@ -50,6 +79,10 @@ class CorpusConfig(Config):
     measured with."""
     held_out_bytes: int = Field(default=50_000, ge=1)
     """Most bytes of held-out text to measure with; more would only cost time."""
+    neighbours: NeighboursConfig | None = None
+    """Train only on documents near the task's training texts (kNN-TAPT); what is held out stays as it is."""
+    canaries: CanariesConfig | None = None
+    """Put made-up secrets among the training documents, for a `privacy` stage to look for."""
 
     @model_validator(mode="after")
     def _sentences_are_of_a_language(self) -> CorpusConfig:
@@ -86,19 +119,49 @@ def _run(context: StageContext[CorpusStageConfig]) -> StageReport:
             f"{config.path} has {len(documents)} documents: too few to train on and hold out {config.held_out:.0%}",
             hint="give more text, or smaller documents (`documents: paragraph`)",
         )
+    if config.neighbours is not None:
+        texts = [item.content for item in load_task(context.inputs["task"] / "task").train]
+        train, counts["documents not near the task"] = _near(train, texts, config.neighbours, config.path)
     measured, _ = _first_bytes(held_out, config.held_out_bytes)
     write_jsonl(context.folder / "train.jsonl", [{"text": d} for d in train])
     write_jsonl(context.folder / "held_out.jsonl", [{"text": d} for d in measured])
     size = sum(len(d.encode()) for d in train)
     context.note(f"{len(train)} documents ({size / 1e6:.2f} MB) to train on, {len(measured)} to measure with")
-    facts = {
+    facts: dict[str, Any] = {
         "source": {"path": config.path, "sha256": content_of_corpus(config, context.base_folder)},
         "train_documents": len(train),
         "train_bytes": size,
         "held_out_documents": len(measured),
         "language": language,
     }
+    if config.canaries is not None:
+        facts["canaries"] = _insert_canaries(context, config.canaries, size)
     return StageReport(counts={k: v for k, v in counts.items() if v}, facts=facts)
+
+
+def _near(documents: list[str], queries: list[str], config: NeighboursConfig, path: str) -> tuple[list[str], int]:
+    """The documents that are kept, in their order, and how many are not.
+
+    Raises:
+        DataError: none shares a word with the task.
+    """
+    near = nearest_documents(queries, documents, config.k)
+    if not near:
+        raise DataError(f"no document of {path} shares a word with the task", hint="take text of the task's domain")
+    if config.chosen == "random":
+        near = sorted(numpy_stream(0, "neighbours", path).permutation(len(documents))[: len(near)].tolist())
+    return [documents[index] for index in near], len(documents) - len(near)
+
+
+def _insert_canaries(context: StageContext[CorpusStageConfig], config: CanariesConfig, size: int) -> dict[str, Any]:
+    """Leave the canaries beside the documents; those who train on the corpus add them."""
+    rng = numpy_stream(0, "canaries", context.config.corpus.path)
+    canaries = make_canaries(config.pattern, config.repeats, config.each, config.controls, rng)
+    canaries.save(context.folder / CANARIES)
+    inserted = canaries.documents()
+    added = sum(len(text.encode()) for text in inserted)
+    context.note(f"{len(inserted)} documents of canaries added ({added / (added + size):.1%} of the training text)")
+    return {"inserted": len(inserted), "bytes": added}
 
 
 def content_of_corpus(config: CorpusConfig, base: Path) -> str:
@@ -210,6 +273,11 @@ def refuse_leak(documents: list[str], task: Task, path: str, *, allow: bool) -> 
 def corpus_documents(folder: Path, part: str) -> list[str]:
     """The documents of a finished corpus stage; `part` is "train" or "held_out"."""
     return [row["text"] for row in read_jsonl(folder / f"{part}.jsonl")]
+
+
+def canaries_of(folder: Path) -> Canaries | None:
+    """The canaries of a finished corpus stage; None if it has none."""
+    return Canaries.load(folder / CANARIES) if (folder / CANARIES).exists() else None
 
 
 CORPUS = StageKind("corpus", 2, CorpusStageConfig, _run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from quilate.models.precision import Precision
 from quilate.optim.choice import OptimizerName, make_optimizer
 from quilate.optim.schedules import Decay, learning_rate
 from quilate.optim.sophia import Sophia
-from quilate.phases.corpus import corpus_documents
+from quilate.phases.corpus import canaries_of, corpus_documents
 from quilate.phases.stage import StageContext, StageReport
 from quilate.rng import Streams, numpy_stream
 from quilate.tasks.kinds import load_task
 from quilate.tokenization.segments import plain_tokens
+from quilate.tokenization.train import measure_fit
 
 TASK_CORPUS = "task"  # the name under which `corpora` means the task's own training texts
 
@@ -97,11 +98,13 @@ class TextTraining(Config):
 
 @dataclass(frozen=True)
 class CorpusMixture:
-    """Documents by corpus; `task` texts have no held-out part of their own."""
+    """Documents by corpus; `task` texts have no held-out part of their own. `inserted` are canaries: trained on, but
+    in no tokenizer's sample."""
 
     train: dict[str, list[str]]
     held_out: dict[str, list[str]]
     weights: dict[str, float]
+    inserted: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, inputs: dict[str, Path], weights: dict[str, float]) -> CorpusMixture:
@@ -112,7 +115,9 @@ class CorpusMixture:
         if TASK_CORPUS in weights:
             train[TASK_CORPUS] = [item.content for item in load_task(inputs["task"] / "task").train]
         held_out = {name: corpus_documents(folder, "held_out") for name, folder in folders.items()}
-        return cls(train, held_out, weights)
+        canaries = {name: canaries_of(folders[name]) for name in train if name != TASK_CORPUS}
+        inserted = {name: found.documents() for name, found in canaries.items() if found is not None}
+        return cls(train, held_out, weights, inserted)
 
     def sample(self, limit: int) -> Iterator[str]:
         """Documents of every corpus in turn, up to `limit` bytes."""
@@ -224,7 +229,8 @@ def _batches(
     tokenize = partial(document_tokens, tokenizer)
     identity = digest(tokenizer.backend_tokenizer.to_str())
     shards = {}
-    for name, documents in mixture.train.items():
+    for name, texts in mixture.train.items():
+        documents = [*texts, *mixture.inserted.get(name, [])]
         folder = context.folder / "shards" / name
         if not folder.exists():
             write_shard(
@@ -274,6 +280,19 @@ def measure(
             measured[name] = round(loss.bits_per_byte, 4)
         context.note(f"{name}: {measured[name]} {'nats per masked token' if is_masked(model) else 'bits per byte'}")
     return measured
+
+
+def fits_of(
+    tokenizer: PreTrainedTokenizerBase, mixture: CorpusMixture, context: StageContext[Any]
+) -> dict[str, dict[str, float]]:
+    """How many tokens the tokenizer spends on each corpus's held-out documents."""
+    fits = {name: measure_fit(tokenizer, documents) for name, documents in mixture.held_out.items()}
+    for name, found in fits.items():
+        context.note(
+            f"tokenizer on {name}: {found.tokens_per_word:.2f} tokens a word, {found.bytes_per_token:.2f} bytes a "
+            f"token, {found.unknown} unknown"
+        )
+    return {name: found.as_json() for name, found in fits.items()}
 
 
 def _masked_examples(

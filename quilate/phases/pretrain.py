@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from quilate.errors import DataError
 from quilate.files import atomic_folder
 from quilate.models.load import load_tokenizer, save_model
-from quilate.phases.language_modelling import CorpusMixture, TextTraining, measure, train_on_text
+from quilate.phases.language_modelling import CorpusMixture, TextTraining, fits_of, measure, train_on_text
 from quilate.phases.stage import StageContext, StageKind, StageReport, write_model_note
 from quilate.rng import Streams
 
@@ -32,7 +32,10 @@ class PretrainConfig(TextTraining):
     """A `transformers` config.json to use instead of `shape` and `size`; its vocabulary size is set to the
     tokenizer's."""
     vocabulary: int = Field(default=8192, ge=300)
-    """Size of the byte-level BPE vocabulary, trained on the corpora."""
+    """Size of the vocabulary, over bytes, trained on the corpora."""
+    segmentation: Literal["bpe", "unigram"] = "bpe"
+    """How the new tokenizer cuts a word: `bpe` by the merges most frequent in the corpora, `unigram` into its most
+    probable pieces."""
     tokenizer: str | None = None
     """A model directory whose tokenizer to use instead of training one."""
     lr: float | None = Field(default=None, gt=0)
@@ -57,14 +60,17 @@ def _run(context: StageContext[PretrainConfig]) -> StageReport:
     mixture = CorpusMixture.of(context.inputs, config.corpora)
     streams = Streams(context.seed)
     tokenizer = tokenizer_of(context, mixture)
+    fits = fits_of(tokenizer, mixture, context)
     shape = shape_of(context, tokenizer)
     model = create(shape, masked=is_masked_shape(config, shape)).to(compute_device(), compute_dtype(config.precision))
     rate = config.lr or DEFAULTS[config.optimizer].learning_rate
     result = train_on_text(context, model, tokenizer, mixture, streams, rate=rate)
     with atomic_folder(context.folder / "model") as place:
         save_model(model, tokenizer, place)
-    write_model_note(context.folder, context.folder / "model")
-    return result.report(model, measured=measure(model, tokenizer, mixture, config, context), before=None)
+    write_model_note(context.folder, context.folder / "model", epochs=result.epochs)
+    report = result.report(model, measured=measure(model, tokenizer, mixture, config, context), before=None)
+    report.facts["tokenizer"] = fits
+    return report
 
 
 def tokenizer_of(context: StageContext[PretrainConfig], mixture: CorpusMixture) -> PreTrainedTokenizerBase:
@@ -74,7 +80,7 @@ def tokenizer_of(context: StageContext[PretrainConfig], mixture: CorpusMixture) 
         DataError: the named one has no end-of-text token, or the mixture is too small to train one.
     """
     from quilate.models.source import resolve_model
-    from quilate.tokenization.train import measure_fit, train_byte_level_bpe
+    from quilate.tokenization.train import TRAINERS
 
     folder = context.folder / "tokenizer"
     if context.config.tokenizer is not None:
@@ -85,16 +91,11 @@ def tokenizer_of(context: StageContext[PretrainConfig], mixture: CorpusMixture) 
             )
     else:
         if not folder.exists():
-            trained = train_byte_level_bpe(mixture.sample(TOKENIZER_SAMPLE_BYTES), context.config.vocabulary)
+            train = TRAINERS[context.config.segmentation]
+            trained = train(mixture.sample(TOKENIZER_SAMPLE_BYTES), context.config.vocabulary)
             with atomic_folder(folder) as place:
                 trained.save_pretrained(place)
         tokenizer = load_tokenizer(folder)  # as a resumed run does: what it saves in turn is the same to the byte
-    for name, documents in mixture.held_out.items():
-        fit = measure_fit(tokenizer, documents)
-        context.note(
-            f"tokenizer on {name}: {fit.tokens_per_word:.2f} tokens a word, {fit.bytes_per_token:.2f} bytes a token, "
-            f"{fit.unknown} unknown"
-        )
     return tokenizer
 
 
