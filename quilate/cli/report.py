@@ -6,9 +6,12 @@ import json as json_module
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quilate.cli.run import Language
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def report(
@@ -98,7 +101,7 @@ def show_models(run: Path, *, json: bool) -> None:
     from rich.table import Table
 
     from quilate.cli.display import clock, result_console
-    from quilate.recipe.cells import models_of
+    from quilate.recipe.cells import examinations_of, models_of
 
     models = models_of(run)
     if json:
@@ -115,6 +118,33 @@ def show_models(run: Path, *, json: bool) -> None:
     console = result_console()
     console.print(table)
     console.print("\n".join(f"{model.stage}: {model.folder}" for model in models))
+    for found in examinations_of(run):
+        console.print(_examination(found))
+
+
+def _examination(found: dict[str, Any]) -> Table:
+    """What one model kept of its text."""
+    from rich.table import Table
+
+    title = f"{found['stage']}: {found['model']} and {found['corpus']}, read {found['epochs']:.2f} times"
+    table = Table("", "found", "95% interval", title=title, title_justify="left", box=None, header_style="bold")
+
+    def add(what: str, value: dict[str, float] | None, more: str = "") -> None:
+        if value is not None:
+            table.add_row(what, f"{value['value']:.3f}{more}", f"{value['low']:.3f} to {value['high']:.3f}")
+
+    for row in found["exposure"]:
+        more = f"; {row['written']} of {row['canaries']} written out"
+        add(f"exposure at {row['repeats']} repeats, bits", row["bits"], more)
+    for attack in found["attacks"]:
+        add(f"attack by {attack['name']}, AUC", attack["auc"])
+        add(f"attack by {attack['name']}, true positives at 1% false", attack["true_positives"])
+    extraction = found["extraction"]
+    add("documents continued word for word by this model alone", extraction["share"], f" of {extraction['asked']}")
+    for gate in found["gates"]:
+        verdict = "passed" if gate["passed"] else "NOT PASSED"
+        table.add_row(f"limit on {gate['name']}: {gate['limit']:g}", verdict, f"up to {gate['seen']:.3f}")
+    return table
 
 
 def _language_of(task: dict[str, Any]) -> Language:

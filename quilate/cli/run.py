@@ -42,7 +42,7 @@ def run(
     from quilate.cli.report import show, show_models
     from quilate.engine.interrupts import stop_on_signals
     from quilate.recipe.evidence_stage import read_evidence
-    from quilate.recipe.run import run_recipe
+    from quilate.recipe.run import refuse_failed_gates, run_recipe
     from quilate.recipe.schema import Recipe
 
     parsed = config.load(Recipe, recipe, set_ or [])
@@ -50,7 +50,7 @@ def run(
     display = RunDisplay(quiet=json)
     try:
         with stop_on_signals() as stop:
-            run_recipe(parsed, base_folder=recipe.resolve().parent, out=folder, listener=display, stop=stop)
+            graph = run_recipe(parsed, base_folder=recipe.resolve().parent, out=folder, listener=display, stop=stop)
     finally:
         display.close()
     if not parsed.arms:
@@ -59,3 +59,4 @@ def run(
         print(json_module.dumps(read_evidence(folder), ensure_ascii=False, indent=2))
     else:
         show(folder, lang=lang, with_text=with_text)
+    refuse_failed_gates(graph, folder)

@@ -25,6 +25,8 @@ def assemble(
     machine: Mapping[str, Any],
     lineage: Sequence[Mapping[str, Any]],
     language_modelling: Sequence[Mapping[str, Any]] = (),
+    domains: Mapping[str, Any] | None = None,
+    privacy: Sequence[Mapping[str, Any]] = (),
     warnings: Sequence[str | Notice] = (),
 ) -> dict[str, Any]:
     """The complete, validated content of `evidence.json`.
@@ -32,8 +34,9 @@ def assemble(
     Args:
         judgement: from `judge`.
         recipe: the recipe's name.
-        base, task, machine, lineage, language_modelling: plain maps with the keys of `Base`, `Task`, `Machine`, `Link`
-            and `LanguageModelling` in quilate.evaluation.schema.
+        base, task, machine, lineage, language_modelling, domains, privacy: plain maps with the keys of `Base`, `Task`,
+            `Machine`, `Link`, `LanguageModelling`, `DomainsEvidence` and `PrivacyEvidence` in
+            quilate.evaluation.schema.
         warnings: what the caller wants said besides: finished English sentences, or notices.
 
     Raises:
@@ -72,6 +75,8 @@ def assemble(
         "arms": judgement.arms,
         "comparisons": judgement.comparisons,
         "language_modelling": [dict(row) for row in language_modelling],
+        "domains": None if domains is None else dict(domains),
+        "privacy": [dict(one) for one in privacy],
         "lineage": [dict(link) for link in lineage],
         "machine": dict(machine),
         "warnings": [say(notice, "en") for notice in notices],

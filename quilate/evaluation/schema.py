@@ -172,6 +172,83 @@ class LanguageModelling(Part):
     bits_per_byte: Amount
 
 
+class EstimateEvidence(Part):
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ExposureEvidence(Part):
+    """Canaries that stood in the corpus so many times: their mean exposure in bits (Carlini et al. 2019), that of the
+    reference, and how many of their secrets either writes when asked."""
+
+    repeats: Count
+    canaries: Count
+    bits: EstimateEvidence
+    bits_reference: EstimateEvidence
+    written: Count
+    written_reference: Count
+
+
+class AttackEvidence(Part):
+    """How well a score tells members from others; `true_positives` at 1 % false positives."""
+
+    name: Literal["loss", "reference", "zlib", "min_k"]
+    auc: EstimateEvidence
+    true_positives: EstimateEvidence
+
+
+class ExtractionEvidence(Part):
+    """Documents that were long enough to be asked for, and those continued word for word: by the model, by the
+    reference, by the model `alone` (its `share` of those asked), and of `held_out_asked` documents held out."""
+
+    asked: Count
+    model: Count
+    reference: Count
+    alone: Count
+    share: EstimateEvidence | None
+    held_out_asked: Count
+    held_out: Count
+
+
+class GateEvidence(Part):
+    """A limit of the recipe, and the upper end of what was found."""
+
+    name: Literal["exposure", "extracted", "auc", "true_positives"]
+    limit: float
+    seen: float
+    passed: bool
+
+
+class PrivacyEvidence(Part):
+    """What a model kept of a corpus that it read `epochs` times, judged on documents of it (`members`) and held out of
+    it (`others`); `controls` canaries give the ranks."""
+
+    stage: str
+    model: str
+    reference: str
+    corpus: str
+    epochs: Amount
+    members: Count
+    others: Count
+    controls: Count
+    exposure: list[ExposureEvidence]
+    attacks: list[AttackEvidence]
+    extraction: ExtractionEvidence
+    gates: list[GateEvidence]
+
+
+class DomainsEvidence(Part):
+    """How many of their most frequent words the recipe's texts share; `words` were found in each, function words left
+    out, `overlap` is symmetric."""
+
+    names: list[str]
+    words: list[Count]
+    overlap: list[list[Share]]
+
+
 class Link(Part):
     """One stage (or source file) of the lineage; `inputs` are ids of other links."""
 
@@ -222,6 +299,8 @@ class Evidence(Part):
     arms: list[ArmEvidence]
     comparisons: list[Comparison]
     language_modelling: list[LanguageModelling]
+    domains: DomainsEvidence | None = None
+    privacy: list[PrivacyEvidence] = []
     lineage: list[Link]
     machine: Machine
     warnings: list[str]

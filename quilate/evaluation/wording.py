@@ -200,6 +200,7 @@ ENGLISH = {
     "sent_away": "{arm}: the texts of {items:items} and of the examples in their prompts were sent to {host}.",
     "paid": "{arm} was paid for: {money:money} for dev and test items, {per_1000:money} for 1,000 predictions (in the "
     "currency of the prices stated).",
+    "kept_too_much": "{stage}: {model} may have kept more of {corpus} than the recipe allows; see what it kept, below.",
     "leak_not_run": "The leak check did not run: nobody knows whether the training text contains the test items.",
     "busy_machine": "The machine was busy while times were taken (load {load:decimal} on {cores} cores); they may be "
     "too long.",
@@ -277,6 +278,8 @@ SPANISH = {
     "sent_away": "{arm}: los textos de {items:items} y de los ejemplos de sus instrucciones se enviaron a {host}.",
     "paid": "{arm} se pagó: {money:money} por los casos de desarrollo y de prueba, {per_1000:money} por cada 1000 "
     "predicciones (en la moneda de los precios indicados).",
+    "kept_too_much": "{stage}: {model} puede haber retenido de {corpus} más de lo que permite la receta; vea abajo qué "
+    "retuvo.",
     "leak_not_run": "No se comprobó si hay fuga: no se sabe si el texto de entrenamiento contiene los casos de prueba.",
     "busy_machine": "La máquina estaba ocupada al medir los tiempos (carga {load:decimal} con {cores} núcleos); "
     "pueden ser excesivos.",

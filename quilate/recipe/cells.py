@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quilate.phases.evaluate import gold_indices, read_counts, read_probabilities
-from quilate.recipe.evidence_stage import run_plan
+from quilate.recipe.evidence_stage import kept, run_plan
 from quilate.recipe.manifest import read_manifest
 from quilate.tasks.extraction import ExtractionTask
 from quilate.tasks.kinds import load_task
@@ -107,3 +107,9 @@ def models_of(run: Path) -> list[MadeModel]:
                 )
             )  # fmt: skip
     return made
+
+
+def examinations_of(run: Path) -> list[dict[str, Any]]:
+    """What finished `privacy` stages found, in the recipe's order, with the keys of `PrivacyEvidence`."""
+    stages = [run / stage["folder"] for stage in run_plan(run)["stages"].values() if stage["kind"] == "privacy"]
+    return [kept(manifest) for folder in stages if (manifest := read_manifest(folder)) is not None]

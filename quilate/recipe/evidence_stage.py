@@ -13,8 +13,9 @@ from quilate.errors import DataError, QuilateError
 from quilate.evaluation.outcomes import ArmOutcome, Cost, Phase, Rules
 from quilate.evaluation.schema import Notice, ShotsEvidence
 from quilate.files import read_json, write_json, write_text
-from quilate.phases.corpus import WARN_SHARE
+from quilate.phases.corpus import WARN_SHARE, corpus_documents
 from quilate.phases.evaluate import gold_indices, gold_of, read_counts, read_probabilities
+from quilate.phases.language_modelling import TASK_CORPUS
 from quilate.phases.prompting import trial_scores
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.recipe.manifest import read_manifest
@@ -88,7 +89,10 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
         machine=_describe_machine(manifests),
         lineage=[*_sources(task, manifests), *(_link(m) for m in manifests.values())],
         language_modelling=[row for m in manifests.values() for row in _bits_per_byte(m)],
+        domains=_domains(context.inputs, manifests, task),
+        privacy=[kept(m) for m in manifests.values() if m["kind"] == "privacy"],
         warnings=[
+            *(_kept_too_much(m) for m in manifests.values() if m["kind"] == "privacy" and _refused(m)),
             *(Notice(**warning) for warning in task.report["warnings"]),
             *_corpus_warnings(manifests),
             *once,
@@ -313,6 +317,40 @@ def _bits_per_byte(manifest: Manifest) -> list[dict[str, Any]]:
     ]
 
 
+def kept(manifest: Manifest) -> dict[str, Any]:
+    """What an examination found, with the names of the two models."""
+    names = {role: manifest["inputs"][role]["stage"] for role in ("model", "reference")}
+    return {"stage": manifest["stage"]} | names | manifest["facts"]
+
+
+def _refused(manifest: Manifest) -> bool:
+    return not all(gate["passed"] for gate in manifest["facts"]["gates"])
+
+
+def _kept_too_much(manifest: Manifest) -> Notice:
+    found = kept(manifest)
+    return Notice(code="kept_too_much", values={name: found[name] for name in ("stage", "model", "corpus")})
+
+
+def _domains(folders: dict[str, Path], manifests: dict[str, Manifest], task: Task) -> dict[str, Any] | None:
+    """How many frequent words the corpora and the task's training texts share; None where there is no corpus."""
+    from quilate.data.similarity import frequent_words, vocabulary_overlap
+
+    words = {}
+    for name, manifest in manifests.items():
+        if manifest["kind"] == "corpus":
+            texts = corpus_documents(folders[name], "train") or corpus_documents(folders[name], "held_out")
+            words[name.removeprefix("corpus-")] = frequent_words(texts, manifest["facts"]["language"]["declared"])
+    if not words:
+        return None
+    words[TASK_CORPUS] = frequent_words((item.content for item in task.train), task.config.language)
+    return {
+        "names": list(words),
+        "words": [len(found) for found in words.values()],
+        "overlap": [[vocabulary_overlap(a, b) for b in words.values()] for a in words.values()],
+    }
+
+
 def _sources(task: Task, manifests: dict[str, Manifest]) -> list[dict[str, Any]]:
     """The files that everything starts from: labelled rows, raw text, conversations, judgements."""
     named = {f"{name} file": notes for name, notes in task.report["sources"].items()}
@@ -358,4 +396,4 @@ def read_evidence(out: Path) -> dict[str, Any]:
     return evidence
 
 
-REPORT = StageKind("report", 4, ReportConfig, _run)
+REPORT = StageKind("report", 5, ReportConfig, _run)

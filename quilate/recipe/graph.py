@@ -25,9 +25,10 @@ from quilate.phases.finetune import FinetuneConfig
 from quilate.phases.icl import IclConfig
 from quilate.phases.inputs import content_of_sources
 from quilate.phases.pretrain import PretrainConfig
+from quilate.phases.privacy import PrivacyConfig
 from quilate.phases.sft import SftConfig
 from quilate.recipe.kinds import stage_kind
-from quilate.recipe.schema import BASE, ArmConfig, Recipe, StageConfig, needs, stands_on
+from quilate.recipe.schema import BASE, ArmConfig, Recipe, StageConfig, models_given_to, needs, stands_on
 
 
 @dataclass(frozen=True)
@@ -139,15 +140,15 @@ def is_deterministic(recipe: Recipe, arm: ArmConfig) -> bool:
     return not _draws(recipe, arm) and _below(recipe, arm) is None
 
 
-def _draws(recipe: Recipe, arm: ArmConfig) -> bool:
-    """Whether an arm itself draws something: an order, initial weights, demonstrations."""
-    match arm:
-        case BaselineConfig():
+def _draws(recipe: Recipe, node: ArmConfig | PrivacyConfig) -> bool:
+    """Whether an arm, or an examination, itself draws something: an order, initial weights, demonstrations."""
+    match node:
+        case BaselineConfig() | PrivacyConfig():
             return False
         case FinetuneConfig():  # a classification head has one solution
-            return arm.method != "head" or (recipe.task is not None and recipe.task.kind == "extraction")
+            return node.method != "head" or (recipe.task is not None and recipe.task.kind == "extraction")
         case IclConfig() | ApiConfig():
-            return arm.draws()
+            return node.draws()
 
 
 def _below(recipe: Recipe, node: ArmConfig | StageConfig) -> ArmConfig | StageConfig | None:
@@ -166,7 +167,7 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
     if recipe.task is not None and recipe.data is not None:
         stage = {"task": recipe.task.as_json(), "sources": recipe.data.as_json(), "strict": recipe.strict}
         graph.add("task", "task", stage, {}, content=content_of_sources(recipe.data, base_folder))
-    if any(stands_on(node) == BASE for node in (recipe.stages | recipe.arms).values()):
+    if any(BASE in models_given_to(node) for node in (recipe.stages | recipe.arms).values()):
         assert recipe.base is not None  # the recipe was validated
         graph.add(BASE, "base", {"model": recipe.base}, {}, content=content_of_model(recipe.base, base_folder))
     for name, corpus in recipe.corpora.items():
@@ -245,6 +246,11 @@ def _add_stage(graph: Graph, name: str, stage: StageConfig, seed: int, base_fold
             content = content_of_rewards(stage, base_folder)
         case PretrainConfig() | AdaptConfig():
             inputs = _task_of(graph) | corpora
+        case PrivacyConfig():
+            inputs = {
+                "corpus": f"corpus-{stage.corpus}",
+                "reference": _model_node(recipe, stage.reference, seed),
+            }
     on = stands_on(stage)
     if on is not None:
         inputs["model"] = _model_node(graph.recipe, on, seed)
@@ -285,7 +291,9 @@ def _add_report(graph: Graph, evaluated: dict[str, list[str]]) -> None:
     config = {
         "recipe": recipe.recipe,
         "arms": arms,
-        "made_once": [name for name, stage in recipe.stages.items() if stage.once and len(recipe.seeds) > 1],
+        "made_once": [
+            n for n, stage in recipe.stages.items() if getattr(stage, "once", False) and len(recipe.seeds) > 1
+        ],
         "margin": recipe.margin,
         "resamples": recipe.resamples,
         "budget_seconds": recipe.budget.seconds,

@@ -20,6 +20,7 @@ KINDS = {
     "dpo": "quilate.phases.align.dpo:DPO",
     "ppo": "quilate.phases.align.ppo:PPO",
     "grpo": "quilate.phases.align.grpo:GRPO",
+    "privacy": "quilate.phases.privacy:PRIVACY",
     "baseline": "quilate.phases.baselines:BASELINE",
     "icl": "quilate.phases.icl:ICL",
     "api": "quilate.phases.api:API",

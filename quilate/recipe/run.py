@@ -10,7 +10,7 @@ from typing import Protocol
 
 from quilate.engine.interrupts import StopRequest
 from quilate.engine.runlog import Progress
-from quilate.errors import Interrupted
+from quilate.errors import GateError, Interrupted
 from quilate.files import folder_lock, make_folder, write_json
 from quilate.recipe.evidence_stage import run_plan
 from quilate.recipe.executors.subprocess import StageProcesses
@@ -77,6 +77,29 @@ def run_recipe(
             for name in ("evidence.json", "evidence.html"):
                 shutil.copyfile(graph.nodes["report"].folder(out) / name, out / name)
     return graph
+
+
+def refuse_failed_gates(graph: Graph, out: Path) -> None:
+    """To be asked last, when everything there is to see of what failed has been written and shown.
+
+    Raises:
+        GateError: an examination found more than the recipe allows.
+    """
+    failed = []
+    for node in graph.nodes.values():
+        manifest = read_manifest(node.folder(out)) if node.kind == "privacy" else None
+        gates = [] if manifest is None else manifest["facts"]["gates"]
+        failed += [
+            f"{node.name}: {gate['name']} may be as high as {gate['seen']:.3f}, the limit is {gate['limit']:g}"
+            for gate in gates
+            if not gate["passed"]
+        ]
+    if failed:
+        raise GateError(
+            "\n".join(failed),
+            hint="train less on what it kept, deduplicate, or raise the limit; a limit holds for the upper end of the "
+            "interval, which more documents narrow",
+        )
 
 
 def spec_of(node: Node, graph: Graph, out: Path, base_folder: Path) -> StageSpec:

@@ -24,13 +24,14 @@ from quilate.phases.icl import IclConfig
 from quilate.phases.inputs import LabelledSources
 from quilate.phases.language_modelling import TASK_CORPUS
 from quilate.phases.pretrain import PretrainConfig
+from quilate.phases.privacy import PrivacyConfig
 from quilate.phases.sft import SftConfig
 from quilate.tasks.kinds import TaskConfig
 
 ArmConfig = Annotated[BaselineConfig | IclConfig | ApiConfig | FinetuneConfig, Field(discriminator="kind")]
 
 StageConfig = Annotated[
-    PretrainConfig | AdaptConfig | SftConfig | RewardConfig | DpoConfig | PpoConfig | GrpoConfig,
+    PretrainConfig | AdaptConfig | SftConfig | RewardConfig | DpoConfig | PpoConfig | GrpoConfig | PrivacyConfig,
     Field(discriminator="kind"),
 ]
 
@@ -96,8 +97,13 @@ def stands_on(node: StageConfig | ArmConfig) -> str | None:
 def needs(node: StageConfig | ArmConfig) -> list[str]:
     """The names of every stage or arm that a stage or arm uses, the one it stands on first; the base is none."""
     judges = node.reward_stages().values() if isinstance(node, OnlineTraining) else []
+    return list(dict.fromkeys(name for name in (*models_given_to(node), *judges) if name != BASE))
+
+
+def models_given_to(node: StageConfig | ArmConfig) -> list[str]:
+    """The model that a stage or arm stands on, if any, and the one it is compared with; `base` among them."""
     on = stands_on(node)
-    return list(dict.fromkeys(name for name in (on, *judges) if name is not None and name != BASE))
+    return [*([] if on is None else [on]), *([node.reference] if isinstance(node, PrivacyConfig) else [])]
 
 
 class Budget(Config):
@@ -128,8 +134,8 @@ class Recipe(Config):
     in `ppo` and `grpo` stages."""
     stages: dict[str, StageConfig] = Field(default_factory=dict)
     """Models made before any arm, by name: `pretrain`, `adapt`, `sft`, `reward`, `dpo`, `ppo` and `grpo`. Those trained
-    on raw text are measured on every corpus, those trained on conversations or human judgements on every set of
-    them."""
+    on raw text are measured on every corpus, those trained on conversations or human judgements on every set of them.
+    `privacy` makes none: it looks for what one of them kept of its text."""
     arms: dict[str, ArmConfig] = Field(default_factory=dict)
     """The ways of solving the task, by name."""
     seeds: list[int] = Field(default=[0, 1], min_length=1)
@@ -186,16 +192,17 @@ class Recipe(Config):
         tuned = {name: arm for name, arm in self.arms.items() if isinstance(arm, FinetuneConfig)}
         taggers = self.task is not None and self.task.kind == "extraction"
         writers = [name for name, arm in tuned.items() if arm.method != "head" and not taggers]
-        written = [name for name, stage in self.stages.items() if not isinstance(stage, RewardConfig)]
+        written = [n for n, stage in self.stages.items() if not isinstance(stage, RewardConfig | PrivacyConfig)]
         models = [BASE, *written, *writers]
         for name, node in (self.stages | self.arms).items():
             on = stands_on(node)
-            if on == BASE and self.base is None:
-                raise ValueError(f"'{name}' needs a model: give the recipe a `base`")
-            if on is not None and on not in models:
-                raise ValueError(f"'{name}' stands on '{on}', which makes no model; known: {', '.join(models)}")
-            if name in self.stages and on in self.arms:
-                raise ValueError(f"stage '{name}' stands on arm '{on}': stages come before arms")
+            for model in models_given_to(node):
+                if model == BASE and self.base is None:
+                    raise ValueError(f"'{name}' needs a model: give the recipe a `base`")
+                if model not in models:
+                    raise ValueError(f"'{name}' stands on '{model}', which makes no model; known: {', '.join(models)}")
+                if name in self.stages and model in self.arms:
+                    raise ValueError(f"stage '{name}' stands on arm '{model}': stages come before arms")
             if on in tuned and tuned[on].method == "adapter" and name in tuned and tuned[name].method != "head":
                 raise ValueError(f"'{name}' trains on top of '{on}', whose bottleneck adapters cannot be merged")
             self._refuse_unknown_judges(name, node)
@@ -223,6 +230,9 @@ class Recipe(Config):
 
     def _refuse_unknown_corpora(self) -> None:
         known = [*self.corpora, *([TASK_CORPUS] if self.task else [])]
+        for name, corpus in self.corpora.items():
+            if corpus.neighbours is not None and self.task is None:
+                raise ValueError(f"the corpus '{name}' is to have `neighbours` of the task: give `data` and `task`")
         for name, stage in self.stages.items():
             if isinstance(stage, SftConfig):
                 self._refuse_unknown_sets(name, "conversations", stage.conversations)
@@ -233,6 +243,9 @@ class Recipe(Config):
             if isinstance(stage, OnlineTraining):
                 self._refuse_unknown_sets(name, "conversations", stage.conversations)
                 self._refuse_unknown_sets(name, "preferences", stage.preferences)
+            if isinstance(stage, PrivacyConfig):
+                self._refuse_unfit_examination(name, stage)
+                continue
             wanted = _corpora_of(stage)
             unknown = [corpus for corpus in wanted if corpus not in known]
             if unknown:
@@ -242,6 +255,22 @@ class Recipe(Config):
             measured = [c for c in wanted if c != TASK_CORPUS and self.corpora[c].held_out == 1]
             if measured:
                 raise ValueError(f"stage '{name}' trains on '{measured[0]}', all of which is held out")
+
+    def _refuse_unfit_examination(self, name: str, stage: PrivacyConfig) -> None:
+        """What is examined must have been trained on the corpus, and the reference not."""
+        examined = self.stages.get(stage.on)
+        if not isinstance(examined, PretrainConfig | AdaptConfig) or stage.corpus not in examined.corpora:
+            raise ValueError(f"stage '{name}' examines '{stage.on}', which does not itself train on '{stage.corpus}'")
+        if stage.corpus not in self.corpora:
+            raise ValueError(f"stage '{name}' needs one of the `corpora`, which '{stage.corpus}' is not")
+        if stage.limits.exposure is not None and self.corpora[stage.corpus].canaries is None:
+            raise ValueError(f"stage '{name}' limits exposure, but '{stage.corpus}' has no `canaries`")
+        below: str | None = stage.reference
+        while below is not None and below != BASE:
+            trained = self.stages[below]
+            if stage.corpus in getattr(trained, "corpora", {}):
+                raise ValueError(f"stage '{name}' compares with '{below}', which was trained on '{stage.corpus}' too")
+            below = stands_on(trained)
 
     def _refuse_unknown_sets(self, name: str, key: Literal["conversations", "preferences"], wanted: list[str]) -> None:
         sets: dict[str, ConversationsConfig] | dict[str, PreferencesConfig] = getattr(self, key)

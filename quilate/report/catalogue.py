@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from quilate.report.catalogue_text import TEXT
+
 _BOTH: dict[str, tuple[str, str]] = {
     "title": ("Evidence: {task}", "Evidencia: {task}"),
     "standing": (
@@ -350,6 +352,6 @@ _BOTH: dict[str, tuple[str, str]] = {
 }
 
 STRINGS: dict[str, dict[str, str]] = {
-    "en": {key: english for key, (english, _) in _BOTH.items()},
-    "es": {key: spanish for key, (_, spanish) in _BOTH.items()},
+    "en": {key: english for key, (english, _) in (_BOTH | TEXT).items()},
+    "es": {key: spanish for key, (_, spanish) in (_BOTH | TEXT).items()},
 }

@@ -24,9 +24,9 @@ from quilate.report.language import Language
 
 Width = Literal["wide", "narrow"]
 
-INK, MUTED, _LINE, _ACCENT, _PAPER = "#010203", "#020304", "#030405", "#040506", "#050607"
+INK, MUTED, _LINE, ACCENT, PAPER = "#010203", "#020304", "#030405", "#040506", "#050607"
 SERIES = ("#060708", "#07080a", "#08090b", "#090a0c", "#0a0b0d", "#0b0c0e")
-_VARIABLES = {INK: "--ink", MUTED: "--muted", _LINE: "--line", _ACCENT: "--accent", _PAPER: "--paper"}
+_VARIABLES = {INK: "--ink", MUTED: "--muted", _LINE: "--line", ACCENT: "--accent", PAPER: "--paper"}
 _VARIABLES |= {marker: f"--series-{index}" for index, marker in enumerate(SERIES)}
 _SECONDS = (0.001, 0.01, 0.1, 1, 10, 60, 600, 3600, 36_000, 86_400, 864_000)  # readable ticks of a time axis
 _CHEAPEST = 0.001  # seconds; a logarithmic axis has no zero
@@ -98,10 +98,10 @@ def cost_and_score(arms: list[ArmEvidence], highlighted: str | None, t: Language
             [seconds[a.name] for a in front], [a.score for a in front], color=MUTED, lw=1, ls=(0, (4, 3)), zorder=2
         )
         for arm in arms:
-            colour = _ACCENT if arm.name == highlighted else INK
+            colour = ACCENT if arm.name == highlighted else INK
             x, (low, high) = seconds[arm.name], arm.ci95
             axes.plot([x, x], [low, high], color=colour, lw=1.6, zorder=3, solid_capstyle="round")
-            face = colour if arm.on_pareto_front else _PAPER
+            face = colour if arm.on_pareto_front else PAPER
             axes.plot([x], [arm.score], ls="", marker="o", ms=7, mfc=face, mec=colour, mew=1.6, zorder=4)
         low_x, high_x = min(seconds.values()), max(seconds.values())
         axes.set_xscale("log")
@@ -178,7 +178,7 @@ def _name_points(
             textcoords="offset points",
             ha="right" if leftwards else "left",
             va="center",
-            color=_ACCENT if arm.name == highlighted else INK,
+            color=ACCENT if arm.name == highlighted else INK,
             fontweight="bold" if arm.name == highlighted else "normal",
             parse_math=False,
         ).set_in_layout(False)
@@ -239,10 +239,10 @@ def confusion(counts_by_row: list[list[int]], labels: list[str], t: Language) ->
                 share = count / total if total else 0.0
                 if not count:
                     continue
-                colour = _ACCENT if row == column else SERIES[1]
+                colour = ACCENT if row == column else SERIES[1]
                 axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fc=colour, alpha=0.12 + 0.88 * share, lw=0))
                 if share >= 0.005:
-                    ink = _PAPER if share > 0.45 else INK
+                    ink = PAPER if share > 0.45 else INK
                     axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
         axes.set_xlim(-0.5, size - 0.5)
         axes.set_ylim(size - 0.5, -0.5)
@@ -270,9 +270,9 @@ def reliability(calibration: CalibrationEvidence, t: Language) -> str:
         bins = calibration.bins
         largest = max(b.items for b in bins)
         axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls=(0, (4, 3)))
-        axes.plot([b.confidence for b in bins], [b.accuracy for b in bins], color=_ACCENT, lw=1.2)
+        axes.plot([b.confidence for b in bins], [b.accuracy for b in bins], color=ACCENT, lw=1.2)
         sizes = [12 + 28 * b.items / largest for b in bins]
-        axes.scatter([b.confidence for b in bins], [b.accuracy for b in bins], s=sizes, color=_ACCENT, zorder=3)
+        axes.scatter([b.confidence for b in bins], [b.accuracy for b in bins], s=sizes, color=ACCENT, zorder=3)
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.02)
         axes.set_aspect("equal")

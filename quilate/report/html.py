@@ -12,6 +12,8 @@ from quilate.evaluation.evidence import parse
 from quilate.evaluation.schema import ArmEvidence, Evidence, LanguageModelling
 from quilate.report import figures
 from quilate.report.language import Language
+from quilate.report.overlap_figure import overlap_figure
+from quilate.report.privacy import exposure_figure
 from quilate.report.shots_figure import shots_curves
 from quilate.report.table import badge_of
 
@@ -70,6 +72,9 @@ def _figures(evidence: Evidence, shown: ArmEvidence, t: Language) -> dict[str, M
         "shots_narrow": shots_curves(arms, t, metric, "narrow"),
         "confusion": None if shown.confusion is None else figures.confusion(shown.confusion, evidence.labels, t),
         "reliability": None if shown.calibration is None else figures.reliability(shown.calibration, t),
+        "overlap": None if evidence.domains is None else overlap_figure(evidence.domains, t),
+        "exposure_wide": exposure_figure(evidence.privacy, t, "wide"),
+        "exposure_narrow": exposure_figure(evidence.privacy, t, "narrow"),
     }
     return {name: None if svg is None else Markup(svg) for name, svg in drawn.items()}  # noqa: S704 - escaped by matplotlib
 

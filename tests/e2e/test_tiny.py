@@ -19,8 +19,8 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
 ARMS = ["majority", "tfidf", "one-per-class", "nearest", "chosen", "full", "frozen", "adapter", "full-then-lora"]
 
 
-def quilate(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run it in `folder`; a failure shows what it wrote to standard error."""
+def quilate(*arguments: str | Path, folder: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run it in `folder`; an unexpected exit code shows what it wrote to standard error."""
     done = subprocess.run(
         [sys.executable, "-m", "quilate", *map(str, arguments)],
         cwd=folder,
@@ -29,7 +29,7 @@ def quilate(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess
         encoding="utf-8",
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done
 
 
@@ -167,3 +167,26 @@ def test_a_plan_counts_what_the_run_then_did(folder: Path) -> None:
     assert len(scored) == 6
     for name in scored:  # the manifest has the 18 test items alone, the plan the 12 of dev too
         assert rows[name]["planned"]["read_tokens"] == pytest.approx(rows[name]["read_tokens"] * 30 / 18, rel=0.2)
+
+
+@pytest.mark.slow
+def test_a_gate_says_no_after_everything_is_written(folder: Path, llama_directory: Path) -> None:
+    run = folder / "runs" / "tiny"
+    before = finished(run)
+    limits = ["--set", "stages.kept.limits={auc: 0.51, extracted: 1.0}"]
+    done = quilate("run", RECIPE, "--set", f"base={llama_directory}", *limits, folder=folder, code=5)
+    assert "kept-s0: auc may be as high as" in done.stderr
+    assert "extracted may be" not in done.stderr
+    new = sorted(name.rpartition("-")[0] for name in finished(run).keys() - before.keys())
+    assert new == ["kept-s0", "report"]
+    evidence = json.loads((run / "evidence.json").read_text(encoding="utf-8"))
+    (kept,) = evidence["privacy"]
+    assert {gate["name"]: gate["passed"] for gate in kept["gates"]} == {"auc": False, "extracted": True}
+    assert "kept_too_much" in {notice["code"] for notice in evidence["notices"]}
+    assert evidence["domains"]["names"] == ["pueblo", "task"]
+    page = (run / "evidence.html").read_text(encoding="utf-8")
+    assert "Qué retuvieron los modelos de su texto" in page
+    (secrets,) = (run / "stages").glob("corpus-pueblo-*/canaries.json")
+    value = json.loads(secrets.read_text(encoding="utf-8"))
+    shown = page + json.dumps(evidence) + done.stderr + done.stdout
+    assert [row for row in value["inserted"] + value["controls"] if row[0] in shown or row[1] in shown] == []

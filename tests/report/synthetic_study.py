@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from synthetic_privacy import make_privacy
 
 from quilate.evaluation.evidence import assemble
 from quilate.evaluation.judgement import judge
@@ -97,5 +98,8 @@ def make_evidence(items: int = 500, labels: list[str] | None = None, **rules: An
             {"stage": "LoRA, semilla 1", "kind": "finetune", "id": "beef" * 16, "inputs": ["cafe" * 16, "ab12" * 16],
              "seconds": 196.0},
         ],
+        domains={"names": ["task", "clínica", "general"], "words": [2345, 10_000, 10_000],
+                 "overlap": [[1.0, 0.42, 0.2], [0.42, 1.0, 0.31], [0.2, 0.31, 1.0]]},
+        privacy=[make_privacy()],
         language_modelling=[{"model": "SmolLM2-135M-Instruct", "corpus": "general, es", "bits_per_byte": 1.213}],
     )  # fmt: skip

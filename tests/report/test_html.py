@@ -173,3 +173,19 @@ def test_the_curve_over_shots_is_drawn_where_there_is_one(evidence: dict[str, An
     assert "Ejemplos resueltos en la instrucción" in page.text
     assert "los que caben" in page.text
     assert "no con los de prueba" in page.text
+
+
+def test_what_models_kept_has_a_section_with_every_number_and_its_gates(html: str) -> None:
+    text = Page(html).text
+    for number in ("9.97", "0.550", "2.000") if "What the models kept" in text else ("9,97", "0,550", "2,000"):
+        assert number in text
+    assert ("not passed" in text) or ("no superado" in text)
+    assert "exposure-wide-" in html
+    assert "overlap-" in html
+    assert ("What the models kept of their text" in text) or ("Qué retuvieron los modelos de su texto" in text)
+
+
+def test_without_examinations_and_corpora_there_are_no_such_sections(evidence: dict[str, Any]) -> None:
+    page = render_html(evidence | {"privacy": [], "domains": None})
+    assert "What the models kept" not in page
+    assert "use the same words" not in page
