@@ -221,15 +221,14 @@ def tried(mutation: Mutation, tree: Path) -> str:
         return ""
     if done.returncode != 1:
         raise SystemExit(f"pytest could not run {mutation.tests}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    failed = re.search(r"^(?:FAILED|ERROR) \S+::(\w+)\S*(?: - (.*))?$", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) \S+?::(\w+)", done.stdout, re.MULTILINE)
     assert failed is not None, done.stdout[-2000:]
-    return f"`{failed[1]}`: {seen(done.stdout, failed[2])}"
+    return f"`{failed[1]}`: {seen(done.stdout)}"
 
 
-def seen(output: str, summary: str | None) -> str:
+def seen(output: str) -> str:
     """The failing assertion or error, on one line that fits a table."""
-    errors = [line[1:].strip() for line in output.splitlines() if line.startswith("E  ")]
-    text = errors[0] if errors else (summary or "")
+    text = next((line[1:].strip() for line in output.splitlines() if line.startswith("E  ")), "")
     return re.sub(r"\s+", " ", re.sub(r"/tmp/\S*/", "…/", text)).replace("|", "\\|").replace("`", "'")[:110]
 
 
