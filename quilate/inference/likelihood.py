@@ -113,7 +113,7 @@ def score_answers(
             cannot be told apart.
         ModelError: the model does not place tokens where it is told to.
     """
-    divided = divide(model)
+    divided = divide(model, virtual_tokens=True)
     _check_layout(divided.body)
     device = divided.head.weight.device
     if not all(prompts):
@@ -124,13 +124,14 @@ def score_answers(
     own = [len(tokens) - shared for tokens in prompts]
     if item_lengths is not None:
         own = [min(mine, length) for mine, length in zip(own, item_lengths, strict=True)]
+    context = context_length(model)
     items, truncated = [], 0
     for index, (tokens, mine, tree) in enumerate(zip(prompts, own, _trees(answers, normalization), strict=True)):
-        room = _Room(context_length(model), int(tree.lengths.max()))
+        room = _Room(context, int(tree.lengths.max()))
         kept, was_cut = _cut(tokens, shared, mine, room)
         items.append(_Item(index, kept, tree))
         truncated += was_cut
-    prefix = Prefix(divided.body, prompts[0][:shared] if prompts else [], device)
+    prefix = Prefix(divided.body, prompts[0][:shared] if prompts else [], device, virtual=divided.virtual)
     scores = np.full((len(prompts), max(map(len, answers), default=0)), -np.inf)
     done = computed = 0
     with tree_attention(model) as fused:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+from quilate.models.tuning.virtual import VirtualTokens
+
 
 class _FrozenLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not followed
     """One layer's prefix: `update` returns prefix + new and keeps nothing, so every batch sees the same prefix."""
@@ -36,19 +38,22 @@ class _FrozenLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is no
 
 
 class Prefix:
-    """Tokens that open every prompt.
+    """What opens every prompt: a model's learned tokens, if it has any, and the tokens that all prompts begin with.
 
     Attributes:
         length: their number.
         layers: their keys and values [1, K, P, E] in each layer; empty for an empty prefix.
     """
 
-    def __init__(self, body: nn.Module, tokens: Sequence[int], device: torch.device) -> None:
-        self.length = len(tokens)
+    def __init__(
+        self, body: nn.Module, tokens: Sequence[int], device: torch.device, *, virtual: VirtualTokens | None = None
+    ) -> None:
+        self.length = len(tokens) + (virtual.length if virtual else 0)
         self.layers: list[tuple[Tensor, Tensor]] = []
+        cache = virtual.cache(1) if virtual else DynamicCache()
         if tokens:
-            cache = DynamicCache()
             body(input_ids=torch.tensor([tokens], device=device), past_key_values=cache, use_cache=True)
+        if self.length:
             self.layers = [(layer.keys, layer.values) for layer in cache.layers]
 
     def cache(self) -> Cache | None:

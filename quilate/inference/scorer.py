@@ -150,6 +150,12 @@ class PromptScorer:
         other.demonstrations, other.pool = list(demonstrations), pool
         return other
 
+    def on(self, loaded: LoadedModel) -> PromptScorer:
+        """The same prompts, asked of a model that is in memory already."""
+        other = copy(self)
+        other._loaded = loaded
+        return other
+
     def loaded(self) -> LoadedModel:
         """The model, loaded when it is first needed."""
         # Here, not above: transformers takes seconds to import, and the other scorers do without it.
@@ -332,6 +338,7 @@ _KINDS = {
     "choice prompt": "quilate.inference.choice:ChoicePromptScorer",
     "gazetteer": "quilate.inference.spans:GazetteerTagger",
     "tagger": "quilate.inference.spans:ModelTagger",
+    "written tagger": "quilate.inference.written_spans:WrittenTagger",
     "api": "quilate.inference.api_scorer:ApiScorer",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,11 +24,12 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 @dataclass(frozen=True)
 class Found:
     """The spans of each document, in order, without overlaps; `windowed` documents were read in more than one window;
-    `tokens` were computed, 0 for what is no language model."""
+    `tokens` were computed, 0 for what is no language model; `counts` is what else befell them."""
 
     spans: list[tuple[Span, ...]]
     windowed: int
     tokens: int
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 class Tagger(Protocol):

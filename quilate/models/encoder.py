@@ -6,9 +6,11 @@ Shapes: T tokens in the row, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from quilate.models.attention import DocumentLayout, use_packed_attention
@@ -20,15 +22,15 @@ class DocumentEncoder:
 
     Args:
         model: a causal or masked model, adapted or not. Its attention is switched to the packed one where its
-            architecture allows it; where it does not (Falcon), each document becomes a row of its own, padded among
-            similar lengths.
+            architecture allows it; where it does not (Falcon), and where learned tokens stand before every document,
+            each document becomes a row of its own, padded among similar lengths.
         divided: its body and head, where they are not a language model's.
     """
 
     def __init__(self, model: PreTrainedModel, divided: Divided | None = None) -> None:
-        self.divided = divided or divide(model)
+        self.divided = divided or divide(model, virtual_tokens=True)
         inner = model.get_base_model() if hasattr(model, "peft_config") else model
-        self.packed = use_packed_attention(inner)
+        self.packed = self.divided.virtual is None and use_packed_attention(inner)
 
     @property
     def device(self) -> torch.device:
@@ -58,7 +60,16 @@ class DocumentEncoder:
             tokens = input_ids[0, group.start : group.stop]
             rows = (tokens if group.slots is None else tokens[group.slots]).view(shape)
             mask = None if group.padding is None else (~group.padding).long().view(shape)
-            output = self.divided.body(input_ids=rows, attention_mask=mask, use_cache=False)
+            output = self._body(rows, mask)
             hidden = output.last_hidden_state.flatten(0, 1)
             parts.append(hidden if group.cells is None else hidden[group.cells])
         return torch.cat(parts)
+
+    def _body(self, rows: Tensor, mask: Tensor | None) -> Any:
+        """The body's output for rows of tokens, which see the learned tokens first, if there are any."""
+        virtual = self.divided.virtual
+        if virtual is None:
+            return self.divided.body(input_ids=rows, attention_mask=mask, use_cache=False)
+        if mask is not None:
+            mask = functional.pad(mask, (virtual.length, 0), value=1)
+        return self.divided.body(input_ids=rows, attention_mask=mask, past_key_values=virtual.cache(rows.shape[0]))

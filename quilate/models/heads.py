@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from quilate.errors import ModelError
+from quilate.models.tuning.virtual import VirtualTokens, virtual_tokens_of
 
 COUNTS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "longformer")
 
@@ -26,26 +27,38 @@ class Divided:
     Attributes:
         transform: nothing for a causal model; a masked model's dense layer, activation and norm.
         first_position: the position of a document's first token; RoBERTa counts from its padding index on.
+        virtual: learned tokens that are to stand before every document, if there are any.
     """
 
     body: nn.Module
     head: nn.Linear
     transform: Callable[[Tensor], Tensor] = nn.Identity()  # noqa: RUF009 (it has no state)
     first_position: int = 0
+    virtual: VirtualTokens | None = None
 
 
-def divide(model: PreTrainedModel) -> Divided:
+def divide(model: PreTrainedModel, *, virtual_tokens: bool = False) -> Divided:
     """Divide a causal or masked model, or a token classifier (an adapter's wrapping is looked through; the adapter
     stays active).
 
+    Args:
+        virtual_tokens: the caller puts a model's learned tokens before every document.
+
     Raises:
-        ModelError: the model's logits are not such a map of its last hidden states.
+        ModelError: the model's logits are not such a map of its last hidden states; or it has learned tokens and the
+            caller would leave them out.
     """
+    virtual = virtual_tokens_of(model)
+    if virtual is not None and not virtual_tokens:
+        raise ModelError(
+            "a model with learned tokens (prefix or prompt tuning) can be trained and asked for labels, not this",
+            hint="use `lora`, or plain peft",
+        )
     inner: PreTrainedModel = model.get_base_model() if hasattr(model, "peft_config") else model
     body, head = inner.base_model, classifier_of(inner) or inner.get_output_embeddings()
     if isinstance(head, nn.Linear) and body is not inner:
         first = int(inner.config.pad_token_id) + 1 if inner.config.model_type in COUNTS_FROM_PADDING else 0
-        divided = Divided(body, head, _transform_of(inner), first)
+        divided = Divided(body, head, _transform_of(inner), first, virtual)
         if _agrees(inner, divided):
             return divided
     raise ModelError(

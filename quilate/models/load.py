@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,10 +22,13 @@ from transformers import (
 )
 
 from quilate.errors import ModelError
-from quilate.files import read_json
+from quilate.files import read_json, write_json
 from quilate.models.heads import CLASSIFIER_NAMES, classifier_name, classifier_of
 from quilate.models.precision import compute_device
+from quilate.models.quantized import NOTE, Quantization, quantization_of, quantization_settings
 from quilate.models.source import check_model_directory
+from quilate.models.tuning.lora import as_plain_lora
+from quilate.models.tuning.virtual import virtual_tokens_of
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -45,25 +48,34 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 def is_masked_directory(directory: Path) -> bool:
     """Whether a model directory (or an adapter's base) holds a masked language model rather than a causal one."""
     if (directory / "adapter_config.json").exists():
-        directory = _base_of(directory)
+        directory = base_of_adapter(directory)
     return any("MaskedLM" in name for name in read_json(directory / "config.json").get("architectures") or [])
 
 
-def load_language_model(directory: Path, *, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+def load_language_model(
+    directory: Path, *, dtype: torch.dtype, attention: str = "sdpa", quantize: Quantization | None = None
+) -> PreTrainedModel:
     """A causal or masked language model, as the directory says, in evaluation mode, with its adapter applied when
     `directory` is a PEFT directory.
 
+    Args:
+        quantize: hold the weights in few bits; the base of an adapter is held as it was when that was trained.
+
     Raises:
         ModelError: see `check_model_directory`; or transformers cannot load it; or an adapter's base is missing.
+        MachineError: this machine has nothing to hold weights in few bits.
     """
     check_model_directory(directory)
     if (directory / "adapter_config.json").exists():
         return _load_adapter(directory, dtype=dtype, attention=attention)
     factory = AutoModelForMaskedLM if is_masked_directory(directory) else AutoModelForCausalLM
-    return _load(factory, directory, dtype=dtype, attention=attention)
+    settings = quantization_settings(quantize, dtype) if quantize else {}
+    return _load(factory, directory, dtype=dtype, attention=attention, **settings)
 
 
-def load_causal(directory: Path, *, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+def load_causal(
+    directory: Path, *, dtype: torch.dtype, attention: str = "sdpa", quantize: Quantization | None = None
+) -> PreTrainedModel:
     """As `load_language_model`, for a use that only a causal model has.
 
     Raises:
@@ -75,7 +87,7 @@ def load_causal(directory: Path, *, dtype: torch.dtype, attention: str = "sdpa")
             f"{directory} is a masked language model: it fills gaps and cannot write an answer after a prompt",
             hint="use a causal model here; a masked one can be adapted, and fine-tuned with `method: head`",
         )
-    return load_language_model(directory, dtype=dtype, attention=attention)
+    return load_language_model(directory, dtype=dtype, attention=attention, quantize=quantize)
 
 
 def load_classifier(directory: Path, *, dtype: torch.dtype) -> PreTrainedModel:
@@ -97,8 +109,8 @@ def load_token_classifier(directory: Path, *, dtype: torch.dtype) -> PreTrainedM
     check_model_directory(directory)
     if (directory / "adapter_config.json").exists():
         tags = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False).id2label
-        model = new_token_classifier(_base_of(directory), list(tags.values()), dtype=dtype)
-        return _with_adapter(model.eval(), directory)
+        model = new_token_classifier(base_of_adapter(directory), list(tags.values()), dtype=dtype)
+        return with_adapter(model.eval(), directory)
     return _load(AutoModelForTokenClassification, directory, dtype=dtype, attention="sdpa")
 
 
@@ -162,31 +174,53 @@ def _load(
         raise ModelError(
             f"{directory} lacks {len(missing)} of its weights: {', '.join(missing[:3])}", hint="fetch the model again"
         )
-    return model.to(compute_device()).eval()
+    return (model if "quantization_config" in settings else model.to(compute_device())).eval()
 
 
 def _load_adapter(directory: Path, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    return _with_adapter(load_language_model(_base_of(directory), dtype=dtype, attention=attention), directory)
+    base, note = base_of_adapter(directory), directory / NOTE
+    quantize = read_json(note)["quantize"] if note.exists() else None
+    return with_adapter(load_language_model(base, dtype=dtype, attention=attention, quantize=quantize), directory)
 
 
-def _with_adapter(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
-    from peft import PeftModel
+def with_adapter(model: PreTrainedModel, directory: Path, *, name: str = "default") -> PreTrainedModel:
+    """The base `model` with the adapter of a directory applied; or a model with adapters, with one more beside them.
+
+    Raises:
+        ModelError: it is broken, lacks some of its weights, or was made for another base.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
 
     import quilate.models.tuning.bottleneck_peft  # noqa: F401 (its adapters are then among those that peft knows)
 
     try:
         # autocast_adapter_dtype would make the adapter fp32 and every layer convert back and forth.
-        return PeftModel.from_pretrained(model, directory, autocast_adapter_dtype=False).eval()
+        if hasattr(model, "peft_config"):
+            model.load_adapter(str(directory), adapter_name=name, autocast_adapter_dtype=False)
+        else:
+            model = PeftModel.from_pretrained(model, directory, adapter_name=name, autocast_adapter_dtype=False)
     except BROKEN as error:
         reason = str(error).partition("\n")[0]
         raise ModelError(
             f"{directory}: the adapter cannot be loaded: {reason}",
             hint="is it whole and made for this base?",
         ) from error
+    wanted = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    with safe_open(directory / "adapter_model.safetensors", framework="numpy") as file:
+        missing = sorted(set(wanted) - set(file.keys()))
+    if missing:  # peft draws them at random, warns and goes on
+        raise ModelError(
+            f"{directory} lacks {len(missing)} of its weights: {', '.join(missing[:3])}", hint="fetch the adapter again"
+        )
+    return model.eval()
 
 
-def _base_of(directory: Path) -> Path:
-    """The base of an adapter directory."""
+def base_of_adapter(directory: Path) -> Path:
+    """The base of an adapter directory.
+
+    Raises:
+        ModelError: it is not there, or is itself an adapter.
+    """
     named = read_json(directory / "adapter_config.json").get("base_model_name_or_path")
     base = Path(str(named))
     if not base.is_dir() or (base / "adapter_config.json").exists():
@@ -199,15 +233,38 @@ def _base_of(directory: Path) -> Path:
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a directory that plain `transformers` (or `peft`, for an adapter) loads, tokenizer and template
-    included."""
+    included.
+
+    Raises:
+        ModelError: the model is an adapter on embeddings that were resized, which it would not hold.
+    """
+    if hasattr(model, "peft_config"):
+        _refuse_resized(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Could not find a config file.*")
         model.save_pretrained(folder, safe_serialization=True) if hasattr(
             model, "peft_config"
         ) else model.save_pretrained(folder)
+    if hasattr(model, "peft_config"):
+        as_plain_lora(model, folder)
+        if quantization_of(model) is not None:
+            write_json(folder / NOTE, {"quantize": quantization_of(model)})
     tokenizer.save_pretrained(folder)
     if hasattr(model, "peft_config") and classifier_name(model.get_base_model()) is not None:
         model.get_base_model().config.save_pretrained(folder)  # the base's own config knows nothing of the tags
+
+
+def _refuse_resized(model: PreTrainedModel) -> None:
+    base = Path(str(model.peft_config[model.active_adapter].base_model_name_or_path))
+    if not (base / "config.json").exists():
+        return
+    rows, saved = model.get_base_model().get_input_embeddings().weight.shape[0], read_json(base / "config.json")
+    if rows != saved.get("vocab_size", rows):
+        raise ModelError(
+            f"the embeddings have {rows} rows and those of {base} have {saved['vocab_size']}: they were resized, and "
+            "an adapter does not hold them",
+            hint="save the resized base first and put the adapter on that, or train in full",
+        )
 
 
 def trainable_parameters(model: torch.nn.Module) -> int:
@@ -215,8 +272,9 @@ def trainable_parameters(model: torch.nn.Module) -> int:
 
 
 def context_length(model: PreTrainedModel) -> int:
-    """The longest sequence the model was made for."""
-    return _context_of(model.config)
+    """The longest text that the model can read; learned tokens before it take their place."""
+    virtual = virtual_tokens_of(model)
+    return _context_of(model.config) - (virtual.length if virtual else 0)
 
 
 def context_of_directory(directory: Path) -> int:
@@ -225,10 +283,13 @@ def context_of_directory(directory: Path) -> int:
     Raises:
         ModelError: its config cannot be read.
     """
+    virtual = 0
     if (directory / "adapter_config.json").exists():
-        directory = _base_of(directory)
+        virtual = read_json(directory / "adapter_config.json").get("num_virtual_tokens") or 0
+        directory = base_of_adapter(directory)
     try:
-        return _context_of(AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False))
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        return _context_of(config) - virtual
     except BROKEN as error:
         raise ModelError(f"{directory}: the config cannot be read: {error}", hint="fetch the model again") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,9 @@ class AdamW(MasterOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         rounding: torch.Generator | None = None,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(named_parameters, weight_decay=weight_decay, rounding=rounding)
+        super().__init__(named_parameters, weight_decay=weight_decay, rounding=rounding, rates=rates)
         self.betas, self.eps = betas, eps
         self.first_moment, self.second_moment = self.remember("first_moment"), self.remember("second_moment")
 

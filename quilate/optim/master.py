@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,7 @@ class MasterOptimizer(ABC):
         named_parameters: the parameters; those with `requires_grad=False` are ignored. bf16 parameters get an fp32
             master; fp32 parameters are their own master.
         rounding: the random stream of the stochastic rounding; must be given when any parameter is bf16.
+        rates: what the learning rate is multiplied by for a parameter, by its name; 1 for those it does not name.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class MasterOptimizer(ABC):
         *,
         weight_decay: float,
         rounding: torch.Generator | None,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
-        self.weight_decay, self.rounding = weight_decay, rounding
+        self.weight_decay, self.rounding, self.rates = weight_decay, rounding, dict(rates or {})
         self.updates = 0
         self.master = {
             name: p.detach() if p.dtype == torch.float32 else p.detach().float() for name, p in self.parameters.items()
@@ -98,9 +100,10 @@ class MasterOptimizer(ABC):
         self.updates += 1
         for name, gradient in self.gradients().items():
             parameter = self.parameters[name]
-            decay = 1 - learning_rate * (self.weight_decay if parameter.dim() >= 2 else 0.0)
+            rate = learning_rate * self.rates.get(name, 1.0)
+            decay = 1 - rate * (self.weight_decay if parameter.dim() >= 2 else 0.0)
             key = 0 if parameter.dtype == torch.float32 else draw_key(self._stream())
-            self.update_parameter(name, gradient, Update(learning_rate, gradient_scale, decay, key))
+            self.update_parameter(name, gradient, Update(rate, gradient_scale, decay, key))
         self.clear_gradients()
 
     @abstractmethod

@@ -54,7 +54,7 @@ def _run(context: StageContext[AdaptConfig]) -> StageReport:
     from quilate.models.load import load_language_model, load_tokenizer, save_model
     from quilate.models.precision import compute_dtype
     from quilate.models.tuning.lora import add_lora
-    from quilate.models.tuning.merge import merged
+    from quilate.models.tuning.merge import merge, merged
 
     config = context.config
     mixture = CorpusMixture.of(context.inputs, config.corpora)
@@ -74,7 +74,7 @@ def _run(context: StageContext[AdaptConfig]) -> StageReport:
     report = result.report(model, measured={}, before=before)
     report.facts.update(vocabulary)
     if config.weights == "lora":
-        model = model.merge_and_unload()
+        model = merge(model)
     report.facts["after"] = measure(model, tokenizer, mixture, config, context)
     with atomic_folder(context.folder / "model") as place:
         save_model(model, tokenizer, place)

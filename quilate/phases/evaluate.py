@@ -89,7 +89,7 @@ def answer(task: Task, scorer: Any, items: Sequence[Item], on_progress: Progress
                 for document, spans in zip(documents, found.spans, strict=True)
             ]
             array = np.stack(counts) if counts else np.zeros((0, len(task.labels), 4), dtype=np.int64)
-            return Answered(array, found.windowed, found.tokens, found.spans)
+            return Answered(array, found.windowed, found.tokens, found.spans, found.counts)
         case ChoiceTask():
             scored: LabelScores = scorer.score(items, on_progress)
             lacking = len(task.labels) - scored.scores.shape[1]  # dev or test may have questions of more options

@@ -22,7 +22,7 @@ from quilate.files import atomic_folder
 from quilate.models.load import context_length, load_causal, load_tokenizer, save_model, trainable_parameters
 from quilate.models.precision import compute_dtype
 from quilate.models.tuning.lora import LoraConfig, add_lora
-from quilate.models.tuning.merge import merged
+from quilate.models.tuning.merge import merge, merged
 from quilate.phases.conversations import stored_conversations
 from quilate.phases.example_training import ExampleTraining, plan_batches, train_on_examples, training_flops
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of, once, write_model_note
@@ -135,7 +135,7 @@ def _run(context: StageContext[SftConfig]) -> StageReport:
     result = train_on_examples(context, trained, batches, streams, rate=rate)
     after = _measure(context, trained, held_out)
     parameters, trainable = sum(p.numel() for p in trained.parameters()), trainable_parameters(trained)
-    save_chat_model(context.folder, trained.merge_and_unload() if config.merge else trained, template)
+    save_chat_model(context.folder, merge(trained) if config.merge else trained, template)
     return StageReport(
         train_tokens=result.tokens,
         flops=training_flops(result.tokens, parameters, trainable),

@@ -1,10 +1,13 @@
-"""Bottleneck adapters (Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP"): two small networks with a
-skip in every layer, one after the attention and one after the MLP, each before the residual sum.
+"""Bottleneck adapters: small networks with a skip in every layer, each before the residual sum.
+
+Houlsby et al. 2019 ("Parameter-Efficient Transfer Learning for NLP") put one after the attention and one after the MLP.
+Pfeiffer et al. 2021 ("AdapterFusion", section 3) found the one after the MLP to suffice, with a ReLU and frozen norms.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from transformers import PreTrainedModel
@@ -24,10 +27,12 @@ SUBLAYER_OUTPUTS = (
 
 
 class BottleneckConfig(Config):
+    placement: Literal["houlsby", "pfeiffer"] = "houlsby"
+    """`houlsby` puts a network after the attention and one after the MLP, `pfeiffer` one after the MLP."""
     size: int = Field(default=64, ge=1)
     """Width of the bottleneck; Houlsby et al. try 8, 64 and 256."""
-    norms: bool = True
-    """Train the layers' norms too, as Houlsby et al. do."""
+    norms: bool | None = None
+    """Train the layers' norms too; by default for `houlsby`, whose authors do, and not for `pfeiffer`."""
 
 
 def add_bottlenecks(model: PreTrainedModel, config: BottleneckConfig, *, base: Path) -> PreTrainedModel:
@@ -44,10 +49,16 @@ def add_bottlenecks(model: PreTrainedModel, config: BottleneckConfig, *, base: P
 
     from quilate.models.tuning.bottleneck_peft import PeftBottleneckConfig
 
+    houlsby = config.placement == "houlsby"
+    after_attention, after_mlp = _outputs_of(model)
+    norms = _norms_of(model) if (houlsby if config.norms is None else config.norms) else []
     settings = PeftBottleneckConfig(
         size=config.size,
-        target_modules=list(_outputs_of(model)),
-        modules_to_save=[*(_norms_of(model) if config.norms else []), *(classifier_name(model) or [])] or None,
+        activation="gelu" if houlsby else "relu",
+        target_modules=[after_attention, after_mlp] if houlsby else [after_mlp],
+        # BERT's attention ends in a name that ends like its MLP's.
+        exclude_modules=None if houlsby else [after_attention],
+        modules_to_save=[*norms, *(classifier_name(model) or [])] or None,
         task_type="CAUSAL_LM" if model.can_generate() else None,
     )
     model.config._name_or_path = str(base)

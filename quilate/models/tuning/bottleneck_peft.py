@@ -7,6 +7,7 @@ other of peft's; plain peft reads it after `import quilate.models.tuning.bottlen
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from quilate.errors import ModelError
 
 PEFT_TYPE = "BOTTLENECK"
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": nn.functional.gelu, "relu": nn.functional.relu}
 
 
 @dataclass
@@ -25,6 +27,7 @@ class PeftBottleneckConfig(peft.PeftConfig):  # type: ignore[misc]
     """What `adapter_config.json` says of an adapter of this kind."""
 
     size: int = field(default=64)
+    activation: str = field(default="gelu")
     target_modules: list[str] | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
     exclude_modules: list[str] | None = field(default=None)
@@ -35,7 +38,7 @@ class PeftBottleneckConfig(peft.PeftConfig):  # type: ignore[misc]
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
-    """`y + up(gelu(down(y)))` with y what the wrapped layer gives: the identity, nearly, at the start."""
+    """`y + up(activation(down(y)))` with y what the wrapped layer gives: the identity, nearly, at the start."""
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ()
@@ -45,6 +48,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.base_layer = base_layer
         self.bottleneck_down = nn.ModuleDict()
         self.bottleneck_up = nn.ModuleDict()
+        self.activations: dict[str, str] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = adapter_name
@@ -62,6 +66,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             nn.init.trunc_normal_(linear.weight, std=1e-2, a=-2e-2, b=2e-2)
             nn.init.zeros_(linear.bias)
             place[adapter_name] = linear
+        self.activations[adapter_name] = config.activation
         peft_self._move_adapter_to_device_of_base_layer(adapter_name)
         peft_self.set_adapter(peft_self.active_adapters, inference_mode=config.inference_mode)
 
@@ -72,7 +77,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             return result
         for name in peft_self.active_adapters:
             if name in self.bottleneck_down:
-                inner = nn.functional.gelu(self.bottleneck_down[name](result))
+                inner = ACTIVATIONS[self.activations[name]](self.bottleneck_down[name](result))
                 result = result + self.bottleneck_up[name](inner)
         return result
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from quilate.errors import ModelError
+from quilate.models.tuning.layers import layers_of
 
 
 def train_last_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
@@ -17,18 +17,16 @@ def train_last_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
     Raises:
         ModelError: the model has no list of layers, or fewer than `count`.
     """
-    body = model.base_model
-    lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
-    layers = max(lists, key=len, default=None)
-    if layers is None or len(layers) < count:
+    layers = layers_of(model, wanted=f"the last {count} are to be trained")
+    if len(layers) < count:
         raise ModelError(
-            f"the last {count} layers are to be trained, and {type(model).__name__} has {len(layers or [])}",
+            f"the last {count} layers are to be trained, and {type(model).__name__} has {len(layers)}",
             hint="lower `last_layers`",
         )
     model.requires_grad_(False)
     for layer in layers[-count:]:
         layer.requires_grad_(True)
-    for module in body.children():  # the norm after the last layer
+    for module in model.base_model.children():  # the norm after the last layer
         if type(module).__name__.endswith("Norm"):
             module.requires_grad_(True)
     return model

@@ -23,7 +23,7 @@ from quilate.errors import ConfigError, DataError
 from quilate.evaluation.rewards import mean_report
 from quilate.files import sha256_of_file, write_jsonl
 from quilate.models.load import context_length, load_tokenizer, trainable_parameters
-from quilate.models.tuning.lora import LoraConfig
+from quilate.models.tuning.lora import TAKEN_FROM_THE_BASE, LoraConfig
 from quilate.objectives.policy_gradient import masked_mean, penalize_missing_end, ppo_policy_loss, token_kl
 from quilate.phases.align.experience import (
     Experience,
@@ -120,6 +120,10 @@ class OnlineTraining(ExampleTraining):
             raise ValueError("`lora` settings go with `method: lora`")
         if self.lora is not None and self.lora.dropout:
             raise ValueError("`lora.dropout` must be 0 here: the model is compared with itself")
+        if self.lora is not None and self.lora.init in TAKEN_FROM_THE_BASE:
+            raise ValueError(
+                f"`lora.init: {self.lora.init}` is not possible here: the reference is the model without its adapter"
+            )
         if self.missing_end is None and self.missing_end_subtracts:
             raise ValueError("`missing_end_subtracts` needs a `missing_end`")
         return self

@@ -25,7 +25,7 @@ from quilate.errors import DataError
 from quilate.evaluation.preferences import JudgedPairs, length_direction, pair_report
 from quilate.models.load import context_length, load_causal, load_tokenizer
 from quilate.models.precision import compute_dtype
-from quilate.models.tuning.lora import LoraConfig, add_lora
+from quilate.models.tuning.lora import TAKEN_FROM_THE_BASE, LoraConfig, add_lora
 from quilate.models.tuning.merge import merged
 from quilate.phases.align.preferences import stored_preferences
 from quilate.phases.example_training import ExampleTraining
@@ -64,6 +64,10 @@ class PreferenceTraining(ExampleTraining):
             raise ValueError("`lora` settings go with `method: lora`")
         if self.lora is not None and self.lora.dropout:
             raise ValueError("`lora.dropout` must be 0 here: the model is compared with itself")
+        if self.lora is not None and self.lora.init in TAKEN_FROM_THE_BASE:
+            raise ValueError(
+                f"`lora.init: {self.lora.init}` is not possible here: the reference is the model without its adapter"
+            )
         return self
 
 
