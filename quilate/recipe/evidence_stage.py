@@ -320,7 +320,8 @@ def _bits_per_byte(manifest: Manifest) -> list[dict[str, Any]]:
 def kept(manifest: Manifest) -> dict[str, Any]:
     """What an examination found, with the names of the two models."""
     names = {role: manifest["inputs"][role]["stage"] for role in ("model", "reference")}
-    return {"stage": manifest["stage"]} | names | manifest["facts"]
+    found: dict[str, Any] = {"stage": manifest["stage"]} | names | manifest["facts"]
+    return found
 
 
 def _refused(manifest: Manifest) -> bool:

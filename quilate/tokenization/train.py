@@ -57,12 +57,13 @@ def train_byte_level_unigram(texts: Iterable[str], vocabulary: int) -> PreTraine
 
 
 def _repeatable(scored: Sequence[tuple[str, float]]) -> list[list[str | float]]:
-    """The same pieces at every training: the library lists those of equal score in any order, gives bytes that no text
-    has scores that rise by 0.0001 from the lowest in any order, and adds up its sums in any order."""
-    lowest = min(score for _, score in scored)
+    """Nearly the same at every training: the library lists pieces of equal score in any order, gives bytes that no text
+    has scores that rise by 0.0001 from the lowest in any order, and adds up its sums in any order, which may still
+    tip the choice between pieces that are about equally good."""
+    lowest = round(min(score for _, score in scored), 6)
     unseen = lowest + 0.0001 * len(pre_tokenizers.ByteLevel.alphabet())
-    rounded = [[piece, lowest if len(piece) == 1 and score <= unseen else round(score, 6)] for piece, score in scored]
-    return sorted(rounded, key=lambda entry: (-float(entry[1]), entry[0]))
+    rounded = [(lowest if len(piece) == 1 and score <= unseen else round(score, 6), piece) for piece, score in scored]
+    return [[piece, score] for score, piece in sorted(rounded, key=lambda entry: (-entry[0], entry[1]))]
 
 
 TRAINERS = {"bpe": train_byte_level_bpe, "unigram": train_byte_level_unigram}
