@@ -26,7 +26,8 @@ class PreferencesConfig(Config):
     """A table of judgements (jsonl, json or parquet), relative to the recipe's folder. Its columns tell the format:
     `prompt` + `chosen` + `rejected`; `prompt` + `completions` + `ranks` (the lowest is the best); `prompt` + `output` +
     `correction`; `prompt` + `completion` + `label` (true or false) or + `reward`; HH-RLHF's `chosen` + `rejected`
-    transcripts; OASST1's trees or messages; SHP. A column `group` holds together what a split must not divide."""
+    transcripts; OASST1's trees or messages; SHP; items of BIG-bench, `input` + `target_scores` or `targets` (set
+    `held_out: 1` to measure with them). A column `group` holds together what a split must not divide."""
     where: dict[str, Condition] = Field(default_factory=dict)
     """Conditions on columns; rows that fail one are dropped and counted."""
     language: str | None = Field(default=None, pattern=r"^[a-z]{2,3}$")
@@ -69,7 +70,7 @@ def _run(context: StageContext[PreferencesStageConfig]) -> StageReport:
         task = load_task(context.inputs["task"] / "task")
         texts = [text for p in prompts for text in (*(m["content"] for m in p.prompt), *p.completions)]
         refuse_leak(list(dict.fromkeys(texts)), task, config.path, allow=context.config.allow_leak)
-    train, held_out = _split(prompts, config.held_out)
+    train, held_out = split_prompts(prompts, config.held_out)
     if not train and config.held_out < 1:
         raise DataError(
             f"{config.path}: its {len(prompts)} prompts are all of one group: none is left to train on",
@@ -96,7 +97,8 @@ def _run(context: StageContext[PreferencesStageConfig]) -> StageReport:
     return StageReport(counts={name: count for name, count in counts.items() if count}, facts=facts)
 
 
-def _split(prompts: list[JudgedPrompt], held_out: float) -> tuple[list[JudgedPrompt], list[JudgedPrompt]]:
+def split_prompts(prompts: list[JudgedPrompt], held_out: float) -> tuple[list[JudgedPrompt], list[JudgedPrompt]]:
+    """Hold out whole groups, as `split_by_group` does: (train, held out)."""
     conversations = [Conversation(p.id, list(p.prompt), group=p.group) for p in prompts]
     train, _ = split_by_group(conversations, held_out)
     kept = {conversation.id for conversation in train}
