@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from quilate.cli.run import Language
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 
@@ -34,7 +35,7 @@ def report(
         Write the wrongly answered test items, with their texts, to errors/ARM.csv.
     markdown
         Write the evidence also as this Markdown page, its figure and every run's score beside it. Of a run that is
-        not finished, the scores so far.
+        not finished, the scores so far; of one without a task, what alignment was worth.
     json
         Print evidence.json and write nothing.
     """
@@ -42,7 +43,11 @@ def report(
     from quilate.recipe.evidence_stage import read_evidence, run_plan
 
     if not run_plan(run)["recipe"]["arms"]:
+        aligned = (run / "alignment.json").exists()
+        pages = _write_alignment_page(run, markdown, lang) if markdown is not None and aligned else []
         show_models(run, json=json)
+        for path in pages:
+            print(path, file=sys.stderr if json else sys.stdout)
         return
     finished = (run / "evidence.json").exists()
     if not finished and markdown is None:
@@ -76,6 +81,19 @@ def _write_page(run: Path, page: Path, lang: Language | None, *, finished: bool)
         return [*write_markdown(evidence, models, page, lang or _language_of(evidence["task"])), listed]
     task = run_plan(run)["recipe"]["task"]
     return [*write_unfinished(task["name"], cells, page, lang or _language_of(task)), listed]
+
+
+def _write_alignment_page(run: Path, page: Path, lang: Language | None) -> list[Path]:
+    """What aligning was worth, as Markdown, and its numbers beside it as `STEM-alignment.json`."""
+    from quilate.evaluation.alignment import parse_alignment
+    from quilate.files import read_json, write_json
+    from quilate.report.alignment import write_alignment_markdown
+
+    value = read_json(run / "alignment.json")
+    numbers = page.with_name(f"{page.stem}-alignment.json")
+    write_json(numbers, value)
+    found = parse_alignment(value)
+    return [*write_alignment_markdown(found, page, lang or ("es" if found.language == "es" else "en")), numbers]
 
 
 def show(run: Path, *, lang: Language | None, with_text: bool) -> None:
@@ -120,6 +138,8 @@ def show_models(run: Path, *, json: bool) -> None:
     console.print("\n".join(f"{model.stage}: {model.folder}" for model in models))
     for found in examinations_of(run):
         console.print(_examination(found))
+    if (run / "alignment.json").exists():
+        _say_alignment(run, console)
 
 
 def _examination(found: dict[str, Any]) -> Table:
@@ -145,6 +165,20 @@ def _examination(found: dict[str, Any]) -> Table:
         verdict = "passed" if gate["passed"] else "NOT PASSED"
         table.add_row(f"limit on {gate['name']}: {gate['limit']:g}", verdict, f"up to {gate['seen']:.3f}")
     return table
+
+
+def _say_alignment(run: Path, console: Console) -> None:
+    """The verdicts on aligned models."""
+    from rich.markup import escape
+
+    from quilate.evaluation.alignment import parse_alignment
+    from quilate.evaluation.wording import say
+    from quilate.files import read_json
+
+    found = parse_alignment(read_json(run / "alignment.json"))
+    lang = "es" if found.language == "es" else "en"
+    console.print("\n" + "\n".join(escape(say(notice, lang)) for notice in found.notices))
+    console.print(f"\n{run / 'alignment.html'}\n{run / 'alignment.json'}")
 
 
 def _language_of(task: dict[str, Any]) -> Language:

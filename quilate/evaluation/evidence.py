@@ -10,7 +10,7 @@ from pydantic import ValidationError
 import quilate
 from quilate.errors import DataError, QuilateError
 from quilate.evaluation.judgement import Judgement
-from quilate.evaluation.schema import SCHEMA, Evidence, Notice, RulesEvidence
+from quilate.evaluation.schema import SCHEMA, Alignment, Evidence, Notice, RulesEvidence
 from quilate.evaluation.wording import say
 
 BUSY_LOAD = 1.25  # guess: with a quarter more processes than cores, times are no longer this run's own
@@ -27,6 +27,7 @@ def assemble(
     language_modelling: Sequence[Mapping[str, Any]] = (),
     domains: Mapping[str, Any] | None = None,
     privacy: Sequence[Mapping[str, Any]] = (),
+    alignment: Alignment | None = None,
     warnings: Sequence[str | Notice] = (),
 ) -> dict[str, Any]:
     """The complete, validated content of `evidence.json`.
@@ -37,6 +38,7 @@ def assemble(
         base, task, machine, lineage, language_modelling, domains, privacy: plain maps with the keys of `Base`, `Task`,
             `Machine`, `Link`, `LanguageModelling`, `DomainsEvidence` and `PrivacyEvidence` in
             quilate.evaluation.schema.
+        alignment: of recipes that align models.
         warnings: what the caller wants said besides: finished English sentences, or notices.
 
     Raises:
@@ -77,6 +79,7 @@ def assemble(
         "language_modelling": [dict(row) for row in language_modelling],
         "domains": None if domains is None else dict(domains),
         "privacy": [dict(one) for one in privacy],
+        "alignment": alignment,
         "lineage": [dict(link) for link in lineage],
         "machine": dict(machine),
         "warnings": [say(notice, "en") for notice in notices],

@@ -11,6 +11,7 @@ from quilate.evaluation.statistics import Over
 from quilate.tasks.task import Metric
 
 SCHEMA: Literal["quilate.evidence/1"] = "quilate.evidence/1"
+ALIGNMENT_SCHEMA: Literal["quilate.alignment/1"] = "quilate.alignment/1"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -283,6 +284,125 @@ class RulesEvidence(Part):
     seed: int
 
 
+class Range(Part):
+    """A value with its 95 % interval; None where nothing is known of how far it may be off."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+
+
+class PairAccuracy(Part):
+    """How often something prefers what people preferred, on held-out pairs, beside preferring by length alone.
+
+    Attributes:
+        by: "reward" model; a policy's "implied reward" (Rafailov et al. 2023); a model's "log-probability".
+        groups: prompts, conversations or posts, which are resampled whole.
+        derived: of the pairs' set follow from a rule; nobody judged them.
+        prefers: which length the baseline prefers, learned from training pairs; where there are none, the better one.
+        difference: accuracy less that of length alone, on the same pairs.
+    """
+
+    stage: str
+    by: Literal["reward", "implied reward", "log-probability"]
+    set: str
+    derived: bool
+    pairs: Count
+    groups: Count
+    accuracy: Range
+    length_only: Range
+    difference: Range
+    prefers: Literal["longer", "shorter"]
+
+
+class BitsPerByte(Part):
+    bits: Amount
+    bytes: Count
+
+
+class Policy(Part):
+    """One model that writes.
+
+    Attributes:
+        start: the model that it was aligned from; None for such a model itself, which stands for "no alignment".
+        family: what it shares with policies that differ from it in `beta` alone.
+        rewards: mean score by judge over the held-out prompts; `rewards_by_seed` of each run.
+        win_rates: against `start`, by judge.
+        strengths: log-odds to beat the first policy of the list, by judge (Bradley-Terry).
+        kl: KL(policy || start) in nats a completion, the policy's own.
+        ended, tokens: of its completions, the share that ended and the mean length.
+        pairs: by set, accuracy by log-probability a token on held-out pairs and items.
+        seconds: of making it, all that it stands on included.
+    """
+
+    name: str
+    kind: str
+    start: str | None
+    family: str | None
+    beta: float | None
+    seeds: list[int]
+    rewards: dict[str, Range]
+    rewards_by_seed: dict[str, dict[str, float]]
+    win_rates: dict[str, Range]
+    strengths: dict[str, Range]
+    kl: float | None
+    ended: Share
+    tokens: Amount
+    bits_per_byte: dict[str, BitsPerByte]
+    pairs: dict[str, Range]
+    seconds: Amount
+
+
+class WinRate(Part):
+    """How often `a` beats `b`, ties half; `tied` of the prompts were ties."""
+
+    judge: str
+    a: str
+    b: str
+    rate: Range
+    tied: Share
+
+
+class Tax(Part):
+    """A measure before and after alignment: "bits per byte" of a corpus, or an arm's score on the task against the arm
+    that differs from it only in standing on no alignment. `difference` is after less before; its interval is None where
+    the measure is of one whole text."""
+
+    policy: str
+    start: str
+    measure: str
+    of: str
+    before: float
+    after: float
+    difference: Range
+    higher_is_better: bool
+
+
+class Alignment(Part):
+    """What is known of the aligned models of a recipe and of the models that judge them.
+
+    Attributes:
+        prompts, groups: held-out prompts that every policy answered; 0 where none was asked.
+        sets: where the prompts come from; those in `derived` hold judgements that follow from a rule.
+    """
+
+    schema_: Annotated[Literal["quilate.alignment/1"], Field(alias="schema")] = ALIGNMENT_SCHEMA
+    version: str
+    recipe: str
+    language: str = "en"
+    prompts: Count
+    groups: Count
+    sets: list[str]
+    derived: list[str]
+    judges: list[str]
+    resamples: Count
+    policies: list[Policy]
+    contests: list[WinRate]
+    pair_accuracy: list[PairAccuracy]
+    tax: list[Tax]
+    notices: list[Notice]
+
+
 class Evidence(Part):
     """All of `evidence.json`."""
 
@@ -301,6 +421,7 @@ class Evidence(Part):
     language_modelling: list[LanguageModelling]
     domains: DomainsEvidence | None = None
     privacy: list[PrivacyEvidence] = []
+    alignment: Alignment | None = None
     lineage: list[Link]
     machine: Machine
     warnings: list[str]

@@ -201,6 +201,22 @@ ENGLISH = {
     "paid": "{arm} was paid for: {money:money} for dev and test items, {per_1000:money} for 1,000 predictions (in the "
     "currency of the prices stated).",
     "kept_too_much": "{stage}: {model} may have kept more of {corpus} than the recipe allows; see what it kept, below.",
+    # alignment
+    "policy_better": "{policy} beats {start}, no alignment, in {rate:percent} of {prompts:count} prompts ({low:bare} "
+    "to {high:bare}), judged by {judge}: better.",
+    "policy_worse": "{policy} beats {start}, no alignment, in only {rate:percent} of {prompts:count} prompts "
+    "({low:bare} to {high:bare}), judged by {judge}: worse. Don't align this way.",
+    "policy_undecided": "{policy} beats {start}, no alignment, in {rate:percent} of {prompts:count} prompts "
+    "({low:bare} to {high:bare}), judged by {judge}: undecided.",
+    "unaligned_added": "Added, so that no alignment is there to compare with: {names:names}.",
+    "not_compared": "No win rates: the recipe does not say what to ask and who judges (`alignment`).",
+    "judged_by_its_reward": "{policy} was trained against what judges it here ({names:names}): its scores are too high "
+    "by an unknown amount.",
+    "judge_no_better_than_length": "The judge {judge} is not shown to be better than preferring by length alone, on "
+    "{pairs:count} held-out pairs of {set}: what it prefers says little.",
+    "derived_sets": "{names:names}: pairs derived by a rule; nobody judged them, and agreement with them is no "
+    "agreement with people.",
+    "prompts_not_shared": "{count:count} prompts could not be asked of every model and are left out.",
     "leak_not_run": "The leak check did not run: nobody knows whether the training text contains the test items.",
     "busy_machine": "The machine was busy while times were taken (load {load:decimal} on {cores} cores); they may be "
     "too long.",
@@ -280,6 +296,21 @@ SPANISH = {
     "predicciones (en la moneda de los precios indicados).",
     "kept_too_much": "{stage}: {model} puede haber retenido de {corpus} más de lo que permite la receta; vea abajo qué "
     "retuvo.",
+    "policy_better": "{policy} gana a {start}, sin alineamiento, en el {rate:percent} de {prompts:count} preguntas (de "
+    "{low:bare} a {high:bare}) según {judge}: mejor.",
+    "policy_worse": "{policy} gana a {start}, sin alineamiento, solo en el {rate:percent} de {prompts:count} preguntas "
+    "(de {low:bare} a {high:bare}) según {judge}: peor. No alinee así.",
+    "policy_undecided": "{policy} gana a {start}, sin alineamiento, en el {rate:percent} de {prompts:count} preguntas "
+    "(de {low:bare} a {high:bare}) según {judge}: sin decidir.",
+    "unaligned_added": "Añadido, para poder comparar con la ausencia de alineamiento: {names:names}.",
+    "not_compared": "No hay comparación por pares: la receta no dice qué preguntar ni quién juzga (`alignment`).",
+    "judged_by_its_reward": "{policy} se entrenó con lo mismo que aquí lo juzga ({names:names}): sus puntuaciones son "
+    "demasiado altas, no se sabe cuánto.",
+    "judge_no_better_than_length": "No está demostrado que el juez {judge} sea mejor que preferir solo por longitud, "
+    "con {pairs:count} pares reservados de {set}: lo que prefiere dice poco.",
+    "derived_sets": "{names:names}: pares derivados por una regla; nadie los juzgó, y coincidir con ellos no es "
+    "coincidir con personas.",
+    "prompts_not_shared": "{count:count} preguntas no pudieron hacerse a todos los modelos y quedan fuera.",
     "leak_not_run": "No se comprobó si hay fuga: no se sabe si el texto de entrenamiento contiene los casos de prueba.",
     "busy_machine": "La máquina estaba ocupada al medir los tiempos (carga {load:decimal} con {cores} núcleos); "
     "pueden ser excesivos.",

@@ -73,7 +73,7 @@ def score_of(task: Task, folder: Path) -> float:
     return score
 
 
-MODEL_KINDS = ("pretrain", "adapt", "sft", "reward", "dpo", "ppo", "grpo")
+MODEL_KINDS = ("pretrain", "adapt", "sft", "reward", "dpo", "ppo", "grpo", "distill")
 
 
 @dataclass(frozen=True)

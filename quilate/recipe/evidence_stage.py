@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.numpy import load_file
 
 from quilate.config import Config, validate
 from quilate.engine.runlog import read_metrics
-from quilate.errors import DataError, QuilateError
+from quilate.errors import DataError
 from quilate.evaluation.outcomes import ArmOutcome, Cost, Phase, Rules
-from quilate.evaluation.schema import Notice, ShotsEvidence
+from quilate.evaluation.schema import Alignment, Notice, ShotsEvidence
 from quilate.files import read_json, write_json, write_text
 from quilate.phases.corpus import WARN_SHARE, corpus_documents
 from quilate.phases.evaluate import gold_indices, gold_of, read_counts, read_probabilities
 from quilate.phases.language_modelling import TASK_CORPUS
 from quilate.phases.prompting import trial_scores
 from quilate.phases.stage import StageContext, StageKind, StageReport
-from quilate.recipe.manifest import read_manifest
+from quilate.recipe.manifest import SHARED_KINDS, finished_manifest, stages_behind
 from quilate.recipe.spec import StageSpec
 from quilate.tasks.classification import ClassificationTask
 from quilate.tasks.extraction import ExtractionTask
 from quilate.tasks.kinds import load_task
 from quilate.tasks.task import Task
 
+if TYPE_CHECKING:  # scipy takes seconds to import
+    from quilate.evaluation.judgement import Judgement
+
 Manifest = dict[str, Any]
 
-# Reading the rows and converting the base serve every arm alike; they are no arm's cost.
-SHARED_KINDS = ("task", "base")
-
 # Stages that read one file or folder each, named in their facts.
-READ_KINDS = ("corpus", "conversations", "preferences")
+READ_KINDS = ("corpus", "conversations", "preferences", "derive")
 
 # Of `Task.report`: rows that were read and then not used.
 DROPPED = (
@@ -52,6 +52,8 @@ class JudgedArm(Config):
 class ReportConfig(Config):
     recipe: str
     arms: list[JudgedArm]
+    unaligned: dict[str, str]
+    """Arms that stand on aligned models, and of each the one that differs only in standing on no alignment."""
     made_once: list[str]
     margin: float
     resamples: int
@@ -67,7 +69,7 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
     from quilate.report.html import render_html
 
     config = context.config
-    manifests = {role: _finished(folder) for role, folder in context.inputs.items()}
+    manifests = {role: finished_manifest(folder) for role, folder in context.inputs.items()}
     task = load_task(context.inputs["task"] / "task")
     outcomes = _outcomes(config, context.inputs, manifests, task)
     rules = Rules(
@@ -81,6 +83,7 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
     groups = [item.group for item in task.test] if task.config.group else None
     once = [Notice(code="made_once", values={"names": list(config.made_once)})] if config.made_once else []
     judgement = judge(outcomes, gold_of(task), task.labels, groups, rules)
+    alignment = _alignment(config, context.inputs, judgement, task)
     evidence = assemble(
         judgement,
         recipe=config.recipe,
@@ -88,6 +91,7 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
         task=_describe_task(task, outcomes),
         machine=_describe_machine(manifests),
         lineage=[*_sources(task, manifests), *(_link(m) for m in manifests.values())],
+        alignment=alignment,
         language_modelling=[row for m in manifests.values() for row in _bits_per_byte(m)],
         domains=_domains(context.inputs, manifests, task),
         privacy=[kept(m) for m in manifests.values() if m["kind"] == "privacy"],
@@ -108,18 +112,23 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
     return StageReport()
 
 
-def _finished(folder: Path) -> Manifest:
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise QuilateError(f"the stage in {folder} is not finished", hint="run the recipe again")
-    return manifest
+def _alignment(config: ReportConfig, folders: dict[str, Path], judgement: Judgement, task: Task) -> Alignment | None:
+    """What the alignment stage found, and what alignment did to this task's score."""
+    from quilate.evaluation.alignment import parse_alignment, task_tax
+
+    if "alignment" not in folders:
+        return None
+    found = parse_alignment(read_json(folders["alignment"] / "alignment.json"))
+    metric = task.config.metric
+    rows = task_tax(judgement.arms, judgement.comparisons, config.unaligned, metric=metric, task=task.name)
+    return found.model_copy(update={"tax": [*found.tax, *rows]})
 
 
 def outcomes_of_run(out: Path) -> tuple[Task, list[ArmOutcome]]:
     """The task and every arm's outcome of a finished run."""
     config, inputs = _judged_in(out)
     task = load_task(inputs["task"] / "task")
-    return task, _outcomes(config, inputs, {role: _finished(folder) for role, folder in inputs.items()}, task)
+    return task, _outcomes(config, inputs, {role: finished_manifest(folder) for role, folder in inputs.items()}, task)
 
 
 def evaluations_of_run(out: Path) -> dict[str, list[Path]]:
@@ -145,7 +154,7 @@ def _outcome(
     arm: JudgedArm, folders: dict[str, Path], manifests: dict[str, Manifest], task: Task, resamples: int
 ) -> ArmOutcome:
     """An arm's runs; what they cost is summed over the stages each stands on and averaged over seeds."""
-    runs = [_stages_behind(name, manifests) for name in arm.evaluations]
+    runs = [stages_behind(name, manifests) for name in arm.evaluations]
     costs = [sum((Cost(**m["cost"]) for m in run[1:]), start=Cost(**run[0]["cost"])) for run in runs]
     trained = [next((m for m in reversed(run) if m["cost"]["trainable_parameters"]), None) for run in runs]
     counts: dict[str, int] = {}
@@ -189,18 +198,6 @@ def _shots_curve(solved_by: list[tuple[Path, Manifest]], task: Task, resamples: 
     groups = [item.group for item in task.dev] if task.config.group else None
     gold = gold_indices(task.dev, task.labels)
     return shots_curve(tried, gold, len(task.labels), groups, metric=task.config.metric, resamples=resamples)
-
-
-def _stages_behind(name: str, manifests: dict[str, Manifest]) -> list[Manifest]:
-    """The manifests an evaluation stands on, sources first, shared ones left out."""
-    wanted: list[str] = []
-    pending = [name]
-    while pending:
-        stage = pending.pop()
-        if stage not in wanted:
-            wanted.append(stage)
-            pending += [source["stage"] for source in manifests[stage]["inputs"].values()]
-    return [m for stage, m in manifests.items() if stage in wanted and m["kind"] not in SHARED_KINDS]
 
 
 def _mean(values: list[float]) -> float:

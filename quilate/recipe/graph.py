@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from quilate.errors import ConfigError
-from quilate.files import digest
+from quilate.files import digest, sha256_of_file
 from quilate.models.source import content_of_model
 from quilate.phases.adapt import AdaptConfig
+from quilate.phases.align.assay import AssayConfig
+from quilate.phases.align.derive import DeriveConfig, content_of_questions
+from quilate.phases.align.distill import DistillConfig
 from quilate.phases.align.dpo import DpoConfig
 from quilate.phases.align.grpo import GrpoConfig
 from quilate.phases.align.online import OnlineTraining, content_of_rewards
@@ -27,8 +30,18 @@ from quilate.phases.inputs import content_of_sources
 from quilate.phases.pretrain import PretrainConfig
 from quilate.phases.privacy import PrivacyConfig
 from quilate.phases.sft import SftConfig
+from quilate.recipe.alignment import compared, policies_of, start_of, twins, unnamed_starts, with_unaligned_arms
 from quilate.recipe.kinds import stage_kind
-from quilate.recipe.schema import BASE, ArmConfig, Recipe, StageConfig, models_given_to, needs, stands_on
+from quilate.recipe.schema import (
+    BASE,
+    ArmConfig,
+    Recipe,
+    StageConfig,
+    is_aligned,
+    models_given_to,
+    needs,
+    stands_on,
+)
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,7 @@ PHASE_OF_STAGE = {
     "dpo": "alignment",
     "ppo": "alignment",
     "grpo": "alignment",
+    "distill": "alignment",
 }
 
 
@@ -128,7 +142,8 @@ def phase_and_method(recipe: Recipe, arm: ArmConfig) -> tuple[str, str]:
 
 def seeds_of(recipe: Recipe, node: ArmConfig | StageConfig) -> list[int]:
     """The seeds an arm or stage is run with: one if neither it nor what it stands on changes with the seed."""
-    if isinstance(node, (PretrainConfig, AdaptConfig, SftConfig, RewardConfig, DpoConfig, OnlineTraining)):
+    if isinstance(node, (PretrainConfig, AdaptConfig, SftConfig, RewardConfig, DpoConfig, OnlineTraining, DistillConfig,
+                         DeriveConfig)):  # fmt: skip
         return recipe.seeds[:1] if node.once else recipe.seeds
     below = _below(recipe, node)
     changes = _draws(recipe, node) or (below is not None and len(seeds_of(recipe, below)) > 1)
@@ -163,6 +178,7 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
     Raises:
         DataError: a source file or model is missing.
     """
+    recipe, added = with_unaligned_arms(recipe)
     graph = Graph(recipe)
     if recipe.task is not None and recipe.data is not None:
         stage = {"task": recipe.task.as_json(), "sources": recipe.data.as_json(), "strict": recipe.strict}
@@ -188,6 +204,8 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
     for name in _upstream_first(recipe.stages):
         for seed in seeds_of(recipe, recipe.stages[name]):
             _add_stage(graph, name, recipe.stages[name], seed, base_folder)
+    if any(isinstance(stage, RewardConfig) or is_aligned(stage) for stage in recipe.stages.values()):
+        _add_alignment(graph, base_folder, added)
     for name in _upstream_first(recipe.arms):
         arm = recipe.arms[name]
         for seed in seeds_of(recipe, arm):
@@ -227,14 +245,25 @@ def _model_node(recipe: Recipe, name: str, seed: int) -> str:
     return f"{name}-s{seed if seed in seeds else seeds[0]}"
 
 
+def _set_node(recipe: Recipe, name: str, seed: int) -> str:
+    """The node that holds a set of judgements: a file's, or what a `derive` stage made."""
+    return _model_node(recipe, name, seed) if name in recipe.stages else f"preferences-{name}"
+
+
 def _add_stage(graph: Graph, name: str, stage: StageConfig, seed: int, base_folder: Path) -> None:
     """A stage trains on some corpora, sets of conversations or of judgements, and is measured on all of these; the
     task's own texts may be among the corpora. An aligned model is measured on the corpora too."""
     recipe = graph.recipe
-    content = None
+    content: Any = None
     corpora = {f"corpus:{name}": f"corpus-{name}" for name in recipe.corpora}
     judgements = {f"preferences:{name}": f"preferences-{name}" for name in recipe.preferences}
+    if isinstance(stage, RewardConfig | DpoConfig):  # a derived set is measured by those that are trained on it
+        judgements |= {f"preferences:{name}": _set_node(recipe, name, seed) for name in stage.preferences}
     match stage:
+        case DistillConfig():
+            inputs = {f"conversations:{name}": f"conversations-{name}" for name in stage.conversations}
+        case DeriveConfig():
+            inputs, content = _task_of(graph), content_of_questions(stage, base_folder)
         case SftConfig():
             inputs = {f"conversations:{name}": f"conversations-{name}" for name in recipe.conversations}
         case RewardConfig():
@@ -260,11 +289,49 @@ def _add_stage(graph: Graph, name: str, stage: StageConfig, seed: int, base_fold
 def _inputs_of_rewards(recipe: Recipe, stage: PpoConfig | GrpoConfig, seed: int) -> dict[str, str]:
     """Prompts, reward models, and pretraining text to learn beside."""
     inputs = {f"conversations:{name}": f"conversations-{name}" for name in stage.conversations}
-    inputs |= {f"preferences:{name}": f"preferences-{name}" for name in stage.preferences}
+    inputs |= {f"preferences:{name}": _set_node(recipe, name, seed) for name in stage.preferences}
     inputs |= {f"reward:{judge}": _model_node(recipe, judge, seed) for judge in stage.reward_stages().values()}
     if isinstance(stage, PpoConfig) and stage.text is not None:
         inputs |= {f"corpus:{name}": f"corpus-{name}" for name in stage.text.corpora}
     return inputs
+
+
+def _add_alignment(graph: Graph, base_folder: Path, added_arms: list[str]) -> None:
+    """Measure every policy alike, where the recipe says how, and compare them."""
+    recipe, asked = graph.recipe, graph.recipe.alignment
+    policies = []
+    for name in policies_of(recipe):
+        seeds = [0] if name == BASE else seeds_of(recipe, recipe.stages[name])
+        made = [_model_node(recipe, name, seed) for seed in seeds]
+        assays = [_add_assay(graph, base_folder, name, seed) for seed in seeds] if asked is not None else []
+        policies.append(compared(recipe, name, seeds=seeds, made=made, assays=assays))
+    config = {
+        "recipe": recipe.recipe,
+        "language": "en" if recipe.task is None or recipe.task.language != "es" else "es",
+        "policies": policies,
+        "added": [*unnamed_starts(recipe), *added_arms],
+        "judges": {} if asked is None else {name: asked.judging_stages().get(name) for name in asked.judges},
+        "sets": [] if asked is None else [*asked.conversations, *asked.preferences],
+        "resamples": recipe.resamples,
+    }
+    graph.add("alignment", "alignment", config, {name: name for name in graph.nodes})
+
+
+def _add_assay(graph: Graph, base_folder: Path, name: str, seed: int) -> str:
+    """A policy's assay: all corpora and sets of judgements, the prompts, the judges, and what it was aligned from."""
+    recipe, asked = graph.recipe, graph.recipe.alignment
+    assert asked is not None  # the caller has looked
+    policy, start = _model_node(recipe, name, seed), start_of(recipe, name)
+    derived = [stage for stage, config in recipe.stages.items() if isinstance(config, DeriveConfig)]
+    inputs = {"model": policy}
+    inputs |= {} if start == name else {"start": _model_node(recipe, start, seed)}
+    inputs |= {f"corpus:{corpus}": f"corpus-{corpus}" for corpus in recipe.corpora}
+    inputs |= {f"preferences:{one}": _set_node(recipe, one, seed) for one in (*recipe.preferences, *derived)}
+    inputs |= {f"conversations:{one}": f"conversations-{one}" for one in asked.conversations}
+    inputs |= {f"reward:{judge}": _model_node(recipe, judge, seed) for judge in asked.judging_stages().values()}
+    config = {key: value for key, value in asked.as_json().items() if key in AssayConfig.model_fields}
+    content = {judge: sha256_of_file(base_folder / path) for judge, path in asked.rule_files().items()} or None
+    return graph.add(f"{policy}-assay", "assay", config, inputs, seed=seed, content=content)
 
 
 def _add_arm(graph: Graph, name: str, arm: ArmConfig, seed: int) -> str:
@@ -291,6 +358,7 @@ def _add_report(graph: Graph, evaluated: dict[str, list[str]]) -> None:
     config = {
         "recipe": recipe.recipe,
         "arms": arms,
+        "unaligned": twins(recipe),
         "made_once": [
             n for n, stage in recipe.stages.items() if getattr(stage, "once", False) and len(recipe.seeds) > 1
         ],

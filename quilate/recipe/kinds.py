@@ -21,11 +21,15 @@ KINDS = {
     "ppo": "quilate.phases.align.ppo:PPO",
     "grpo": "quilate.phases.align.grpo:GRPO",
     "privacy": "quilate.phases.privacy:PRIVACY",
+    "distill": "quilate.phases.align.distill:DISTILL",
+    "derive": "quilate.phases.align.derive:DERIVE",
+    "assay": "quilate.phases.align.assay:ASSAY",
     "baseline": "quilate.phases.baselines:BASELINE",
     "icl": "quilate.phases.icl:ICL",
     "api": "quilate.phases.api:API",
     "finetune": "quilate.phases.finetune:FINETUNE",
     "evaluate": "quilate.phases.evaluate:EVALUATE",
+    "alignment": "quilate.recipe.alignment_stage:ALIGNMENT",
     "report": "quilate.recipe.evidence_stage:REPORT",
 }
 

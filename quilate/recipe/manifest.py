@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from quilate.errors import DataError
+from quilate.errors import DataError, QuilateError
 from quilate.evaluation.outcomes import Cost
 from quilate.files import read_json, sha256_of_file, write_json
 from quilate.phases.stage import StageReport
 from quilate.recipe.spec import StageSpec
 
 SCHEMA = 1
+
+# Reading the rows and converting the base serve every arm alike; they are no arm's cost.
+SHARED_KINDS = ("task", "base")
+
 NOT_OUTPUTS = {
     "manifest.json", "config.yaml", "log.txt", "attempts.json", "error.json", "checkpoints",
     "certificate.json", ".verify",
@@ -97,6 +102,26 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (DataError, KeyError, TypeError):
         return None
     return manifest if whole else None
+
+
+def finished_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a stage that must be finished by now."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise QuilateError(f"the stage in {folder} is not finished", hint="run the recipe again")
+    return manifest
+
+
+def stages_behind(name: str, manifests: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The manifests of a stage and of all that it stands on, sources first, those of `SHARED_KINDS` left out."""
+    wanted: list[str] = []
+    pending = [name]
+    while pending:
+        stage = pending.pop()
+        if stage not in wanted:
+            wanted.append(stage)
+            pending += [source["stage"] for source in manifests[stage]["inputs"].values()]
+    return [m for stage, m in manifests.items() if stage in wanted and m["kind"] not in SHARED_KINDS]
 
 
 def machine() -> dict[str, Any]:

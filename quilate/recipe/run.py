@@ -21,7 +21,8 @@ from quilate.recipe.schema import Recipe
 from quilate.recipe.spec import StageSpec
 
 MAKE_MODELS = ("base", "pretrain")
-USE_NO_MODEL = ("task", "base", "corpus", "baseline", "api", "report")
+USE_NO_MODEL = ("task", "base", "corpus", "baseline", "api", "alignment", "report")
+RESULTS = {"alignment": ("alignment.json", "alignment.html"), "report": ("evidence.json", "evidence.html")}
 
 
 class RunListener(Protocol):
@@ -41,7 +42,7 @@ def run_recipe(
 
     Args:
         base_folder: relative paths in the recipe start here.
-        out: the run's folder; `evidence.json` and `evidence.html` are copied to its top.
+        out: the run's folder; `evidence` and `alignment`, `.json` and `.html`, are copied to its top.
         until: run only this stage and what it stands on.
 
     Raises:
@@ -73,9 +74,8 @@ def run_recipe(
                 stop=stop,
             )
             listener.finished(node, time.monotonic() - started, reused=False)
-        if until is None and "report" in graph.nodes:
-            for name in ("evidence.json", "evidence.html"):
-                shutil.copyfile(graph.nodes["report"].folder(out) / name, out / name)
+        if until is None:
+            _copy_results(graph, out)
     return graph
 
 
@@ -100,6 +100,13 @@ def refuse_failed_gates(graph: Graph, out: Path) -> None:
             hint="train less on what it kept, deduplicate, or raise the limit; a limit holds for the upper end of the "
             "interval, which more documents narrow",
         )
+
+
+def _copy_results(graph: Graph, out: Path) -> None:
+    """What a run has to show, at the top of its folder."""
+    for stage, names in RESULTS.items():
+        for name in names if stage in graph.nodes else ():
+            shutil.copyfile(graph.nodes[stage].folder(out) / name, out / name)
 
 
 def spec_of(node: Node, graph: Graph, out: Path, base_folder: Path) -> StageSpec:

@@ -9,6 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from quilate.config import Config
 from quilate.phases.adapt import AdaptConfig
+from quilate.phases.align.assay import AssayConfig
+from quilate.phases.align.derive import DeriveConfig
+from quilate.phases.align.distill import DistillConfig
 from quilate.phases.align.dpo import DpoConfig
 from quilate.phases.align.grpo import GrpoConfig
 from quilate.phases.align.online import OnlineTraining
@@ -31,7 +34,16 @@ from quilate.tasks.kinds import TaskConfig
 ArmConfig = Annotated[BaselineConfig | IclConfig | ApiConfig | FinetuneConfig, Field(discriminator="kind")]
 
 StageConfig = Annotated[
-    PretrainConfig | AdaptConfig | SftConfig | RewardConfig | DpoConfig | PpoConfig | GrpoConfig | PrivacyConfig,
+    PretrainConfig
+    | AdaptConfig
+    | SftConfig
+    | RewardConfig
+    | DpoConfig
+    | PpoConfig
+    | GrpoConfig
+    | DistillConfig
+    | DeriveConfig
+    | PrivacyConfig,
     Field(discriminator="kind"),
 ]
 
@@ -95,15 +107,30 @@ def stands_on(node: StageConfig | ArmConfig) -> str | None:
 
 
 def needs(node: StageConfig | ArmConfig) -> list[str]:
-    """The names of every stage or arm that a stage or arm uses, the one it stands on first; the base is none."""
+    """The names of every stage or arm that a stage or arm uses, the one it stands on first; the base is none. Among
+    them are sets of judgements: those that were derived are stages."""
     judges = node.reward_stages().values() if isinstance(node, OnlineTraining) else []
-    return list(dict.fromkeys(name for name in (*models_given_to(node), *judges) if name != BASE))
+    sets = node.preferences if isinstance(node, (RewardConfig, DpoConfig, OnlineTraining)) else []
+    return list(dict.fromkeys(name for name in (*models_given_to(node), *judges, *sets) if name != BASE))
 
 
 def models_given_to(node: StageConfig | ArmConfig) -> list[str]:
     """The model that a stage or arm stands on, if any, and the one it is compared with; `base` among them."""
     on = stands_on(node)
     return [*([] if on is None else [on]), *([node.reference] if isinstance(node, PrivacyConfig) else [])]
+
+
+def is_aligned(node: StageConfig | ArmConfig | None) -> bool:
+    """Whether a stage aligns the model it stands on."""
+    return isinstance(node, (DpoConfig, OnlineTraining, DistillConfig))
+
+
+class AlignmentConfig(AssayConfig):
+    """How the models that were aligned are compared with one another and with no alignment."""
+
+    policies: list[str] = Field(default_factory=list)
+    """The models to compare, by the names of their stages; by default every one that was aligned. What each was aligned
+    from is compared in any case: it is "no alignment"."""
 
 
 class Budget(Config):
@@ -133,9 +160,13 @@ class Recipe(Config):
     """Sets of human judgements, by name, for `reward` and `dpo` stages to train on and to measure with, and to ask from
     in `ppo` and `grpo` stages."""
     stages: dict[str, StageConfig] = Field(default_factory=dict)
-    """Models made before any arm, by name: `pretrain`, `adapt`, `sft`, `reward`, `dpo`, `ppo` and `grpo`. Those trained
-    on raw text are measured on every corpus, those trained on conversations or human judgements on every set of them.
-    `privacy` makes none: it looks for what one of them kept of its text."""
+    """Models made before any arm, by name: `pretrain`, `adapt`, `sft`, `reward`, `dpo`, `ppo`, `grpo` and `distill`;
+    and `derive`, which makes a set of judgements. Those trained on raw text are measured on every corpus, those trained
+    on conversations or human judgements on every set of them. `privacy` makes none: it looks for what one of them kept
+    of its text."""
+    alignment: AlignmentConfig | None = None
+    """What aligned models are asked and who judges them; the report then has win rates, strengths and what alignment
+    cost in other abilities."""
     arms: dict[str, ArmConfig] = Field(default_factory=dict)
     """The ways of solving the task, by name."""
     seeds: list[int] = Field(default=[0, 1], min_length=1)
@@ -192,7 +223,8 @@ class Recipe(Config):
         tuned = {name: arm for name, arm in self.arms.items() if isinstance(arm, FinetuneConfig)}
         taggers = self.task is not None and self.task.kind == "extraction"
         writers = [name for name, arm in tuned.items() if arm.method != "head" and not taggers]
-        written = [n for n, stage in self.stages.items() if not isinstance(stage, RewardConfig | PrivacyConfig)]
+        silent = RewardConfig | DeriveConfig | PrivacyConfig
+        written = [name for name, stage in self.stages.items() if not isinstance(stage, silent)]
         models = [BASE, *written, *writers]
         for name, node in (self.stages | self.arms).items():
             on = stands_on(node)
@@ -217,16 +249,37 @@ class Recipe(Config):
                 f"these stand on one another in a circle: {' -> '.join([*below[below.index(name) :], name])}"
             )
         for needed in needs((self.stages | self.arms)[name]):
-            self._refuse_cycle(needed, (*below, name))
+            if needed in self.stages or needed in self.arms:
+                self._refuse_cycle(needed, (*below, name))
 
     def _refuse_unknown_judges(self, name: str, node: StageConfig | ArmConfig) -> None:
+        if isinstance(node, OnlineTraining):
+            self._require_rewards(f"stage '{name}' is rewarded", list(node.reward_stages().values()))
+
+    def _require_rewards(self, who: str, wanted: list[str]) -> None:
         judges = [judge for judge, stage in self.stages.items() if isinstance(stage, RewardConfig)]
-        for wanted in node.reward_stages().values() if isinstance(node, OnlineTraining) else []:
-            if wanted not in judges:
+        for one in wanted:
+            if one not in judges:
                 known = ", ".join(judges) or "there are none"
-                raise ValueError(
-                    f"stage '{name}' is rewarded by '{wanted}', which is no `reward` stage; known: {known}"
-                )
+                raise ValueError(f"{who} by '{one}', which is no `reward` stage; known: {known}")
+
+    @model_validator(mode="after")
+    def _aligned_models_can_be_compared(self) -> Recipe:
+        shared = sorted(set(self.preferences) & set(self.stages))
+        if shared:
+            raise ValueError(f"'{shared[0]}' names both a stage and a set of judgements")
+        if self.alignment is None:
+            return self
+        writers = [n for n, s in self.stages.items() if not isinstance(s, RewardConfig | DeriveConfig | PrivacyConfig)]
+        for name in self.alignment.policies:
+            if name not in (BASE, *writers):
+                raise ValueError(f"`alignment` compares '{name}', which writes nothing; known: {', '.join(writers)}")
+        if not self.alignment.policies and not any(map(is_aligned, self.stages.values())):
+            raise ValueError("`alignment` compares aligned models, and no stage aligns one")
+        self._require_rewards("`alignment` is judged", list(self.alignment.judging_stages().values()))
+        for key in ("conversations", "preferences"):
+            self._require_sets("`alignment`", key, getattr(self.alignment, key))
+        return self
 
     def _refuse_unknown_corpora(self) -> None:
         known = [*self.corpora, *([TASK_CORPUS] if self.task else [])]
@@ -234,7 +287,9 @@ class Recipe(Config):
             if corpus.neighbours is not None and self.task is None:
                 raise ValueError(f"the corpus '{name}' is to have `neighbours` of the task: give `data` and `task`")
         for name, stage in self.stages.items():
-            if isinstance(stage, SftConfig):
+            if isinstance(stage, DeriveConfig):
+                continue
+            if isinstance(stage, SftConfig | DistillConfig):
                 self._refuse_unknown_sets(name, "conversations", stage.conversations)
                 continue
             if isinstance(stage, RewardConfig | DpoConfig):
@@ -273,13 +328,23 @@ class Recipe(Config):
             below = stands_on(trained)
 
     def _refuse_unknown_sets(self, name: str, key: Literal["conversations", "preferences"], wanted: list[str]) -> None:
-        sets: dict[str, ConversationsConfig] | dict[str, PreferencesConfig] = getattr(self, key)
+        sets = self._require_sets(f"stage '{name}'", key, wanted)
+        for one in wanted:
+            if sets[one].held_out == 1:
+                raise ValueError(f"stage '{name}' trains on '{one}', all of which is held out")
+
+    def _require_sets(
+        self, who: str, key: Literal["conversations", "preferences"], wanted: list[str]
+    ) -> dict[str, ConversationsConfig | PreferencesConfig | DeriveConfig]:
+        """The sets that may be named, all of which `wanted` must be."""
+        sets: dict[str, ConversationsConfig | PreferencesConfig | DeriveConfig] = dict(getattr(self, key))
+        if key == "preferences":
+            sets |= {name: stage for name, stage in self.stages.items() if isinstance(stage, DeriveConfig)}
         for one in wanted:
             if one not in sets:
                 known = ", ".join(sets) or "there are none"
-                raise ValueError(f"stage '{name}' names '{one}', which is not in `{key}`; known: {known}")
-            if sets[one].held_out == 1:
-                raise ValueError(f"stage '{name}' trains on '{one}', all of which is held out")
+                raise ValueError(f"{who} names '{one}', which is not in `{key}`; known: {known}")
+        return sets
 
 
 def _corpora_of(stage: PretrainConfig | AdaptConfig | PpoConfig | GrpoConfig) -> list[str]:

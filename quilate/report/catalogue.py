@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quilate.report.alignment_catalogue import ALIGNMENT
 from quilate.report.catalogue_text import TEXT
 
 _BOTH: dict[str, tuple[str, str]] = {
@@ -352,6 +353,6 @@ _BOTH: dict[str, tuple[str, str]] = {
 }
 
 STRINGS: dict[str, dict[str, str]] = {
-    "en": {key: english for key, (english, _) in (_BOTH | TEXT).items()},
-    "es": {key: spanish for key, (_, spanish) in (_BOTH | TEXT).items()},
+    "en": {key: english for key, (english, _) in (_BOTH | ALIGNMENT | TEXT).items()},
+    "es": {key: spanish for key, (_, spanish) in (_BOTH | ALIGNMENT | TEXT).items()},
 }

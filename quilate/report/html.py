@@ -11,6 +11,7 @@ from markupsafe import Markup
 from quilate.evaluation.evidence import parse
 from quilate.evaluation.schema import ArmEvidence, Evidence, LanguageModelling
 from quilate.report import figures
+from quilate.report.alignment import frontiers
 from quilate.report.language import Language
 from quilate.report.overlap_figure import overlap_figure
 from quilate.report.privacy import exposure_figure
@@ -50,6 +51,8 @@ def render_html(evidence: dict[str, Any], lang: str = "en") -> str:
         confidence=f"{100 * found.rules.confidence:g}",
         bits=by_model_and_corpus(found.language_modelling),
         budget=_budget(found, t),
+        a=found.alignment,
+        frontier=frontiers(found.alignment, t),
         sources={link.id: link.stage for link in found.lineage},
     )
 

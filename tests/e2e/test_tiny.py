@@ -122,6 +122,20 @@ def test_every_made_model_is_measured_on_held_out_text(evidence: dict[str, Any])
 
 
 @pytest.mark.slow
+def test_what_was_aligned_is_compared_with_no_alignment(folder: Path, evidence: dict[str, Any]) -> None:
+    found = evidence["alignment"]
+    chat, polite = found["policies"]
+    assert (chat["name"], chat["start"], chat["kl"]) == ("chat", None, None)  # the recipe names `polite` alone
+    assert (polite["name"], polite["start"]) == ("polite", "chat") and set(polite["win_rates"]) == {"judge", "manners"}
+    assert found["derived"] == ["exam"]
+    compared = {(row["stage"], row["by"], row["set"]) for row in found["pair_accuracy"]}
+    assert {("judge-s0", "reward", "trato"), ("examined-s0", "implied reward", "exam")} <= compared
+    assert {(row["policy"], row["of"]) for row in found["tax"]} == {("polite", "pueblo")}
+    page = (folder / "runs" / "tiny" / "evidence.html").read_text(encoding="utf-8")
+    assert "Qué valió el alineamiento" in page and "derivados, no juzgados" in page
+
+
+@pytest.mark.slow
 def test_report_is_private_and_holds_no_source_text(folder: Path) -> None:
     run = folder / "runs" / "tiny"
     page = (run / "evidence.html").read_text(encoding="utf-8")

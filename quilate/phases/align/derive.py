@@ -32,8 +32,8 @@ from quilate.phases.corpus import refuse_leak
 from quilate.phases.sft import chat_template
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of
 from quilate.rng import derive_seed
-from quilate.tasks.kinds import load_task
 from quilate.tasks.columns import Condition, TextColumn, filter_rows
+from quilate.tasks.kinds import load_task
 
 
 class DeriveConfig(Config):
