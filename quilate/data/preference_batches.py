@@ -130,11 +130,18 @@ def _without_oldest_turns(prompt: list[Message]) -> list[Message] | None:
 
 def _with_last_cut(prompt: list[Message], excess: int, template: ChatTemplate) -> list[Message] | None:
     """The prompt with its last message shorter by `excess` tokens; None if that would leave nothing of it."""
-    tokens = list(template.tokenizer(prompt[-1]["content"], add_special_tokens=False).input_ids)
-    if len(tokens) <= excess:
-        return None
-    content = template.tokenizer.decode(shorten(tokens, len(tokens) - excess)[0])
-    return [*prompt[:-1], prompt[-1] | {"content": content}] if content.strip() else None
+    tokens = _content_tokens(prompt[-1]["content"], template)
+    for kept in range(len(tokens) - excess, 0, -1):
+        # A letter of several bytes that is cut in two decodes to a mark that is itself more tokens: without it the
+        # prompt would not become shorter, and might grow for ever.
+        content = template.tokenizer.decode(shorten(tokens, kept)[0]).replace("\N{REPLACEMENT CHARACTER}", "")
+        if content.strip() and len(_content_tokens(content, template)) <= len(tokens) - excess:
+            return [*prompt[:-1], prompt[-1] | {"content": content}]
+    return None
+
+
+def _content_tokens(content: str, template: ChatTemplate) -> list[int]:
+    return list(template.tokenizer(content, add_special_tokens=False).input_ids)
 
 
 def with_mismatches(

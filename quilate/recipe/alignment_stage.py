@@ -271,13 +271,17 @@ def _notices(
     for policy in config.policies:
         own = [judge for judge, stage in config.judges.items() if stage in policy.rewarded_by]
         if own and policy.assays:
-            found.append(Notice(code="judged_by_its_reward", values={"policy": policy.name, "names": own}))
+            found.append(Notice(code="judged_by_its_reward", values={"policy": policy.name, "names": list(own)}))
     stages = {stage for stage in config.judges.values() if stage is not None}
     for row in pairs:
         blind = row.difference.low is not None and row.difference.low <= 0
         if row.by == "reward" and row.stage.rpartition("-s")[0] in stages and blind:
-            values = {"judge": row.stage, "set": row.set, "pairs": row.pairs}
-            found.append(Notice(code="judge_no_better_than_length", values=values))
+            found.append(
+                Notice(
+                    code="judge_no_better_than_length",
+                    values={"judge": row.stage, "set": row.set, "pairs": row.pairs},
+                )
+            )
     if derived:
         found.append(Notice(code="derived_sets", values={"names": list(derived)}))
     if answers.unshared:

@@ -277,8 +277,8 @@ class Recipe(Config):
         if not self.alignment.policies and not any(map(is_aligned, self.stages.values())):
             raise ValueError("`alignment` compares aligned models, and no stage aligns one")
         self._require_rewards("`alignment` is judged", list(self.alignment.judging_stages().values()))
-        for key in ("conversations", "preferences"):
-            self._require_sets("`alignment`", key, getattr(self.alignment, key))
+        self._require_sets("`alignment`", "conversations", self.alignment.conversations)
+        self._require_sets("`alignment`", "preferences", self.alignment.preferences)
         return self
 
     def _refuse_unknown_corpora(self) -> None:

@@ -35,7 +35,9 @@ def render_alignment(found: Alignment, lang: str = "en") -> str:
 
 def frontiers(found: Alignment | None, t: Language) -> dict[str, Markup | None]:
     """The frontier in two widths, of which CSS shows one."""
-    drawn = {width: None if found is None else frontier(found, t, width) for width in ("wide", "narrow")}
+    if found is None:
+        return {"wide": None, "narrow": None}
+    drawn = {"wide": frontier(found, t, "wide"), "narrow": frontier(found, t, "narrow")}
     return {name: None if svg is None else Markup(svg) for name, svg in drawn.items()}  # noqa: S704 - escaped by matplotlib
 
 

@@ -206,3 +206,13 @@ def test_splitting_keeps_every_prompt(template: ChatTemplate) -> None:
     assert [len(part) for part in parts] == [1] * 6
     assert sorted(p.id for part in split_prompts(prompts, 170) for p in part) == sorted(p.id for p in prompts)
     assert np.diff([p.tokens for part in parts for p in part]).max() <= 0
+
+
+def test_a_prompt_cut_within_a_letter_of_several_bytes_becomes_shorter(template: ChatTemplate) -> None:
+    """Half a letter decodes to a mark of three tokens: cut by one token, a prompt grew by two, and was cut for ever."""
+    row = {"prompt": "€ año " * 20, "chosen": "Sí.", "rejected": "No."}
+    (whole,), _ = encode_prompts(judged(row), template, limit=10_000)
+    longest = max(len(c.tokens) for c in whole.completions)
+    for limit in range(longest - 12, longest):
+        (cut,), counts = encode_prompts(judged(row), template, limit=limit)
+        assert max(len(c.tokens) for c in cut.completions) <= limit and counts == {"prompts cut": 1}

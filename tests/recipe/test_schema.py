@@ -144,7 +144,8 @@ def test_rewards_come_from_reward_stages_wherever_they_stand_in_the_file() -> No
     online = {"kind": "ppo", "preferences": ["juicios"], "rewards": judged}
     judge = {"kind": "reward", "preferences": ["juicios"]}
     one = aligned(online=online, further={**online, "kind": "grpo", "on": "online"}, judge=judge)
-    assert needs(one.stages["online"]) == ["judge"] and needs(one.stages["further"]) == ["online", "judge"]
+    assert needs(one.stages["online"]) == ["judge", "juicios"]  # a set of judgements may be a stage's
+    assert needs(one.stages["further"]) == ["online", "judge", "juicios"]
     with pytest.raises(ConfigError, match="rewarded by 'online', which is no `reward` stage; known: judge"):
         aligned(judge=judge, online={**online, "rewards": {"judge": {"kind": "stage", "on": "online"}}})
     with pytest.raises(ConfigError, match="in a circle: judge -> online -> judge"):
