@@ -112,7 +112,9 @@ class Workloads:
 
     def of(self, node: Node) -> Workload | None:
         """What a stage will compute; None if that is not estimated."""
-        workload = self._kinds.get(node.kind, self._unknown)(node)
+        derived = any(self.graph.nodes[name].kind == "derive" for name in node.inputs.values())
+        # What is trained on pairs that a model has yet to write cannot be known before.
+        workload = (self._unknown if derived else self._kinds.get(node.kind, self._unknown))(node)
         return workload if workload is None or workload.parts else None
 
     def _context(self, node: Node) -> StageContext[Any]:

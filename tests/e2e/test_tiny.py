@@ -129,7 +129,7 @@ def test_what_was_aligned_is_compared_with_no_alignment(folder: Path, evidence: 
     assert (polite["name"], polite["start"]) == ("polite", "chat") and set(polite["win_rates"]) == {"judge", "manners"}
     assert found["derived"] == ["exam"]
     compared = {(row["stage"], row["by"], row["set"]) for row in found["pair_accuracy"]}
-    assert {("judge-s0", "reward", "trato"), ("examined-s0", "implied reward", "exam")} <= compared
+    assert {("judge-s0", "reward", "trato"), ("polite-s0", "log-probability", "exam")} <= compared
     assert {(row["policy"], row["of"]) for row in found["tax"]} == {("polite", "pueblo")}
     page = (folder / "runs" / "tiny" / "evidence.html").read_text(encoding="utf-8")
     assert "Qué valió el alineamiento" in page and "derivados, no juzgados" in page

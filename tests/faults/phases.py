@@ -36,6 +36,7 @@ OF_KIND: dict[str, dict[str, Any]] = {
     "sft": {"batch_size": 3},
     "reward": {"batch_size": 2},
     "dpo": {"batch_size": 2},
+    "distill": {"batch_size": 3},
     "grpo": {"batch_size": 4},
 }
 
