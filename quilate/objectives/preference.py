@@ -98,7 +98,7 @@ def kto(
         desirable_weight, undesirable_weight: w; the paper keeps (desirable_weight x desirable completions) between 1
             and 4/3 of (undesirable_weight x undesirable ones).
     """
-    sign = torch.where(desirable, 1.0, -1.0)
+    sign = log_ratios.new_tensor([-1.0, 1.0])[desirable.long()]
     weight = log_ratios.new_tensor([undesirable_weight, desirable_weight])[desirable.long()]
     return weight * (1 - torch.sigmoid(sign * beta * (log_ratios - reference_point)))
 
