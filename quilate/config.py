@@ -67,7 +67,7 @@ def load(config_class: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
     if not isinstance(value, dict):
         raise ConfigError(f"{path} is not a map of keys", hint="start from `quilate init`, or see docs/recipes.md")
     for override in overrides:
-        _apply_override(value, override)
+        apply_override(value, override)
     return validate(config_class, value, source=str(path), lines=lines)
 
 
@@ -86,7 +86,12 @@ def validate(config_class: type[C], value: Any, *, source: str, lines: Mapping[L
         ) from error
 
 
-def _apply_override(value: dict[str, Any], override: str) -> None:
+def apply_override(value: dict[str, Any], override: str) -> None:
+    """Set `a.b=c` in a plain value; `c` is read as YAML.
+
+    Raises:
+        ConfigError: it is not of that form, or `a` is no map of keys.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -208,4 +213,4 @@ def _type_name(annotation: Any) -> str:
     )
 
 
-__all__ = ["Config", "Key", "explain", "load", "validate", "yaml_scalar"]
+__all__ = ["Config", "Key", "apply_override", "explain", "load", "validate", "yaml_scalar"]

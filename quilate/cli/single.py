@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,21 @@ class TaskFlags:
 
 
 def run_single_arm(
-    name: str, arm: dict[str, Any], flags: TaskFlags, *, base: str, seed: int, out: Path | None, json: bool
+    name: str,
+    arm: dict[str, Any],
+    flags: TaskFlags,
+    *,
+    base: str,
+    seed: int,
+    out: Path | None,
+    json: bool,
+    overrides: Sequence[str] = (),
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Run one arm on one file and print its score on the held-out rows.
+
+    Args:
+        overrides: further keys of the arm, as `a.b=c`; `more` are keys of the recipe.
 
     Raises:
         QuilateError: as `run_recipe`.
@@ -45,7 +58,10 @@ def run_single_arm(
     from quilate.recipe.schema import Recipe
     from quilate.tasks.kinds import load_task
 
-    recipe = config.validate(Recipe, recipe_of(name, arm, flags, base=base, seed=seed), source=f"quilate {name}")
+    value = recipe_of(name, arm, flags, base=base, seed=seed) | dict(more or {})
+    for override in overrides:
+        config.apply_override(value, f"arms.{name}.{override}")
+    recipe = config.validate(Recipe, value, source=f"quilate {name}")
     folder = out or Path("runs") / recipe.recipe
     display = RunDisplay(quiet=json)
     evaluated = f"{name}-s{seed}-evaluate"

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 import quilate
 from quilate.errors import DataError, QuilateError
 from quilate.evaluation.judgement import Judgement
-from quilate.evaluation.schema import SCHEMA, Alignment, Evidence, Notice, RulesEvidence
+from quilate.evaluation.schema import SCHEMA, Alignment, Evidence, Notice, RulesEvidence, TaskEffect, TaskScore
 from quilate.evaluation.wording import say
 
 BUSY_LOAD = 1.25  # guess: with a quarter more processes than cores, times are no longer this run's own
@@ -28,6 +28,8 @@ def assemble(
     domains: Mapping[str, Any] | None = None,
     privacy: Sequence[Mapping[str, Any]] = (),
     alignment: Alignment | None = None,
+    task_scores: Sequence[TaskScore] = (),
+    task_effects: Sequence[TaskEffect] = (),
     warnings: Sequence[str | Notice] = (),
 ) -> dict[str, Any]:
     """The complete, validated content of `evidence.json`.
@@ -39,6 +41,7 @@ def assemble(
             `Machine`, `Link`, `LanguageModelling`, `DomainsEvidence` and `PrivacyEvidence` in
             quilate.evaluation.schema.
         alignment: of recipes that align models.
+        task_scores, task_effects: of several tasks, from `transfer_evidence`.
         warnings: what the caller wants said besides: finished English sentences, or notices.
 
     Raises:
@@ -80,6 +83,8 @@ def assemble(
         "domains": None if domains is None else dict(domains),
         "privacy": [dict(one) for one in privacy],
         "alignment": alignment,
+        "task_scores": list(task_scores),
+        "task_effects": list(task_effects),
         "lineage": [dict(link) for link in lineage],
         "machine": dict(machine),
         "warnings": [say(notice, "en") for notice in notices],

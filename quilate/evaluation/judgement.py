@@ -170,6 +170,7 @@ def _judge_arm(
         calibration=measure.calibration(outcome),
         learning_curves=[thinned(curve) for curve in outcome.learning_curves],
         shots_curve=outcome.shots_curve,
+        search=outcome.search,
         counts=outcome.counts,
         stages=outcome.stages,
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from quilate.tasks.task import Metric
 
 if TYPE_CHECKING:  # it stands on this module
-    from quilate.evaluation.schema import ShotsEvidence
+    from quilate.evaluation.schema import SearchEvidence, ShotsEvidence
 
 Phase = Literal["baseline", "in-context", "pretraining", "adaptation", "fine-tuning", "alignment"]
 
@@ -63,6 +63,7 @@ class ArmOutcome:
         counts: what was truncated, dropped, skipped, ...: name -> how many.
         learning_curves: per seed, rows {"step": int, "loss": float, "tokens": int, ...}; empty if nothing was trained.
         shots_curve: what each number of shots scored on dev, if several ways of prompting were tried.
+        search: what each value of each searched setting scored on dev.
         stages: ids of the stages it stands on, for the lineage.
         leaked: its training text overlaps the test items.
         spans: of an extractor, for every seed: the counts (items, labels, 4) of `evaluation.spans.count_spans`.
@@ -80,6 +81,7 @@ class ArmOutcome:
     counts: dict[str, int] = field(default_factory=dict)
     learning_curves: list[list[dict[str, Any]]] = field(default_factory=list)
     shots_curve: list[ShotsEvidence] = field(default_factory=list)
+    search: list[SearchEvidence] = field(default_factory=list)
     stages: list[str] = field(default_factory=list)
     leaked: bool = False
     spans: list[NDArray[np.integer]] = field(default_factory=list)

@@ -79,6 +79,30 @@ class ShotsEvidence(Part):
     items: Count
 
 
+class SearchedValue(Part):
+    """A value of a searched setting: what it scored on the development items, the mean over `runs` seeds, with its
+    interval, and the lowest and highest of them. `trainable_parameters` are those of a model trained with it."""
+
+    value: bool | int | float | str
+    score: Share
+    ci95: tuple[Share, Share]
+    interval_over: Over
+    lowest: Share
+    highest: Share
+    runs: Count
+    items: Count
+    trainable_parameters: Count
+
+
+class SearchEvidence(Part):
+    """A setting that was searched, `key` by its dotted name; numbers in order. `enough` is the least of them from which
+    more is not worth the margin, if they are numbers."""
+
+    key: str
+    points: list[SearchedValue]
+    enough: int | float | None
+
+
 class ArmEvidence(Part):
     """One arm, judged. `scores` has the mean over runs of every metric of the task's kind; `confusion` sums the runs:
     rows gold, columns predicted, in the order of `labels`. An extractor has neither confusion nor calibration."""
@@ -104,6 +128,7 @@ class ArmEvidence(Part):
     calibration: CalibrationEvidence | None
     learning_curves: list[list[dict[str, Scalar]]]
     shots_curve: list[ShotsEvidence] = []
+    search: list[SearchEvidence] = []
     counts: dict[str, Count]
     stages: list[str]
 
@@ -248,6 +273,35 @@ class DomainsEvidence(Part):
     names: list[str]
     words: list[Count]
     overlap: list[list[Share]]
+
+
+class TaskScore(Part):
+    """What a model scored on the test items of one of several tasks; `on` is the model it was trained from, if it was,
+    and `trained_on` the tasks of that step. `runs` has a score for every seed."""
+
+    model: str
+    on: str | None
+    task: str
+    metric: Metric
+    score: Share
+    ci95: tuple[Share, Share]
+    interval_over: Over
+    runs: list[Share]
+    items: Count
+    trained_on: list[str]
+
+
+class TaskEffect(Part):
+    """score(model) - score(against) on the same test items of a task; see `evaluation.transfer` for the kinds."""
+
+    kind: Literal["step", "transfer", "interference"]
+    model: str
+    against: str
+    task: str
+    difference: float
+    ci95: tuple[float, float]
+    interval_over: Over
+    items: Count
 
 
 class Link(Part):
@@ -422,6 +476,8 @@ class Evidence(Part):
     domains: DomainsEvidence | None = None
     privacy: list[PrivacyEvidence] = []
     alignment: Alignment | None = None
+    task_scores: list[TaskScore] = []
+    task_effects: list[TaskEffect] = []
     lineage: list[Link]
     machine: Machine
     warnings: list[str]

@@ -75,10 +75,16 @@ def plan_batches(config: ExampleTraining, examples: Sequence[Example], seed: int
 
 
 def train_on_examples(
-    context: StageContext[Any], model: PreTrainedModel, batches: ExampleBatches, streams: Streams, *, rate: float
+    context: StageContext[Any],
+    model: PreTrainedModel,
+    batches: ExampleBatches,
+    streams: Streams,
+    *,
+    rate: float,
+    rates: Mapping[str, float] | None = None,
 ) -> FitResult:
     """`train` a language model."""
-    return train(context, model, batches, LanguageModellingLoss(model), streams, rate=rate)
+    return train(context, model, batches, LanguageModellingLoss(model), streams, rate=rate, rates=rates)
 
 
 def train(
@@ -91,11 +97,13 @@ def train(
     rate: float,
     eps: float = 1e-8,
     measured: Callable[[], Mapping[str, float]] = dict,
+    rates: Mapping[str, float] | None = None,
 ) -> FitResult:
     """Train, or go on training; the model's bf16 weights end as its master's nearest.
 
     Args:
         eps: AdamW's; measured: see `fit`.
+        rate: the peak learning rate; `rates` are what it is multiplied by for some parameters, by name.
 
     Raises:
         Interrupted, CheckpointError, QuilateError: as `fit`.
@@ -108,7 +116,9 @@ def train(
         warmup_steps=round(config.warmup * len(batches)),
         decay=config.decay,
     )
-    optimizer = AdamW(model.named_parameters(), eps=eps, weight_decay=config.weight_decay, rounding=streams["rounding"])
+    optimizer = AdamW(
+        model.named_parameters(), eps=eps, weight_decay=config.weight_decay, rounding=streams["rounding"], rates=rates
+    )
     result = fit(
         model, batches, loss_function, optimizer, schedule, streams,
         folder=context.folder, listener=context.listener, stop=context.stop, warn=context.note,

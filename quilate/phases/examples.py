@@ -12,10 +12,12 @@ from quilate.data.packing import Example
 from quilate.errors import DataError
 from quilate.inference.choice import said_answers, shown_options
 from quilate.inference.tagging import WindowPlan
+from quilate.inference.written_spans import prompt_of, written
 from quilate.tasks.bio import spans_of, tags_of
 from quilate.tasks.classification import ClassificationTask
 from quilate.tasks.extraction import ExtractionTask, without_overlaps
 from quilate.tasks.multiple_choice import AnswerForm, ChoiceTask
+from quilate.tasks.task import Task
 from quilate.tokenization.segments import answer_tokens, prompt_tokens, shorten
 from quilate.tokenization.windows import placed_tokens
 
@@ -27,6 +29,52 @@ class Examples:
     examples: list[Example]
     counts: dict[str, int]
     rows: int
+
+
+def written_examples(
+    task: Task, form: AnswerForm, tokenizer: PreTrainedTokenizerBase, *, max_item_tokens: int, context: int
+) -> Examples:
+    """The training items of a task whose answers a causal model writes.
+
+    Raises:
+        DataError: see the kinds below.
+    """
+    match task:
+        case ChoiceTask():
+            return choice_examples(task, form, tokenizer, max_item_tokens=max_item_tokens, context=context)
+        case ClassificationTask():
+            return label_examples(task, tokenizer, max_item_tokens=max_item_tokens, context=context)
+        case ExtractionTask():
+            return list_examples(task, tokenizer, max_item_tokens=max_item_tokens, context=context)
+    raise AssertionError(f"no such kind of task: {task.config.kind}")
+
+
+def list_examples(
+    task: ExtractionTask, tokenizer: PreTrainedTokenizerBase, *, max_item_tokens: int, context: int
+) -> Examples:
+    """Prompt, list of the document's entities, end of sequence; what follows the prompt is supervised. `counts` has the
+    spans left out because they overlap a longer one.
+
+    Raises:
+        DataError: the longest list leaves no room for a prompt in the model's `context`.
+    """
+    prompts = [prompt_of(document.text, task.config.language) for document in task.train]
+    lists = answer_tokens(tokenizer, _lists(task))
+    made = _written(
+        [document.id for document in task.train], prompts, lists, tokenizer,
+        max_item_tokens=max_item_tokens, context=context, longest=max(map(len, lists)),
+    )  # fmt: skip
+    overlapping = sum(len(d.spans) - len(without_overlaps(d.spans)) for d in task.train)
+    return Examples(made.examples, made.counts | {"overlapping spans left out": overlapping}, made.rows)
+
+
+def _lists(task: ExtractionTask) -> list[str]:
+    return [written(document.text, document.spans, task.config.language) for document in task.train]
+
+
+def longest_list(task: ExtractionTask, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest list of entities in training, its end included."""
+    return 1 + max(map(len, answer_tokens(tokenizer, _lists(task))))
 
 
 def label_examples(

@@ -19,6 +19,7 @@ from quilate.inference.choice import ChoicePromptScorer
 from quilate.inference.scorer import PromptScorer
 from quilate.inference.spans import ModelTagger
 from quilate.inference.tagging import WindowPlan
+from quilate.inference.written_spans import WrittenTagger
 from quilate.models.heads import classifier_of
 from quilate.models.load import (
     context_length,
@@ -30,52 +31,71 @@ from quilate.models.load import (
     trainable_parameters,
 )
 from quilate.models.precision import compute_dtype
+from quilate.models.quantized import Quantization
 from quilate.models.tuning.bottleneck import BottleneckConfig, add_bottlenecks
 from quilate.models.tuning.freeze import train_last_layers
-from quilate.models.tuning.lora import LoraConfig, add_lora
+from quilate.models.tuning.ia3 import add_ia3
+from quilate.models.tuning.layers import layerwise_rates
+from quilate.models.tuning.lora import TAKEN_FROM_THE_BASE, LoraConfig, add_lora
 from quilate.models.tuning.merge import merged
+from quilate.models.tuning.virtual import add_virtual_tokens
+from quilate.phases.asking import written_scorer
 from quilate.phases.example_training import ExampleTraining, plan_batches, train_on_examples, training_flops
-from quilate.phases.examples import Examples, choice_examples, label_examples, tag_examples
+from quilate.phases.examples import Examples, tag_examples, written_examples
 from quilate.phases.head import HeadConfig, train_head
+from quilate.phases.search import PENALTY_FACTOR, Search, Trial, best_of_trials, combinations, config_of, sweep
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of, write_model_note
 from quilate.rng import Streams
 from quilate.tasks.bio import tag_names
 from quilate.tasks.classification import ClassificationTask
 from quilate.tasks.extraction import ExtractionTask
 from quilate.tasks.kinds import load_task
-from quilate.tasks.multiple_choice import AnswerForm, ChoiceTask
+from quilate.tasks.multiple_choice import AnswerForm
 from quilate.tasks.task import Task
 
-Method = Literal["full", "lora", "adapter", "last_layers", "head"]
+Method = Literal["full", "lora", "adapter", "ia3", "prefix", "prompt", "last_layers", "head"]
 
 # LoRA's best rate is about ten times full fine-tuning's and hardly depends on the rank ("LoRA Without Regret",
-# Schulman 2025).
-# For the others: chosen on the development items of the ICD-10 demo.
+# Schulman 2025). IA3: Liu et al. 2022, section 3.3. Few numbers to learn, far from where they start, bear large rates:
+# those of the learned tokens are guesses. For the others: chosen on the development items of the ICD-10 demo.
 # A token classifier's `head` is one fresh layer (guess).
-DEFAULT_RATE = {"full": 3e-5, "lora": 3e-4, "adapter": 1e-3, "last_layers": 5e-4, "head": 1e-3}
-
+DEFAULT_RATE: dict[Method, float] = {
+    "full": 3e-5, "lora": 3e-4, "adapter": 1e-3, "ia3": 3e-3, "prefix": 1e-2, "prompt": 3e-2, "last_layers": 5e-4,
+    "head": 1e-3,
+}  # fmt: skip
 
 DEFAULT_LAST_LAYERS = 2
+DEFAULT_VIRTUAL_TOKENS = 20  # Lester et al. 2021, figure 3b: more than 20 gain little
 
 
-class FinetuneConfig(ExampleTraining):
-    kind: Literal["finetune"]
-    """A model is trained on the labelled items."""
+class TuningConfig(ExampleTraining):
+    """What of a model is trained on labelled items, and how fast."""
+
     method: Method
     """`full` trains every weight, `last_layers` those of the last layers, `lora` a low-rank adapter on every linear
-    layer, `adapter` two bottleneck networks in every layer; the model learns to write the label after the item. `head`
-    freezes the model and trains a linear classifier on it. For extraction all of them train a token classifier."""
+    layer, `adapter` bottleneck networks in every layer, `ia3` a factor for every channel of keys, values and MLPs,
+    `prompt` the embeddings and `prefix` the keys and values of tokens before every text; the model learns to write the
+    label after the item. `head` freezes the model and trains a linear classifier on it. For extraction all but
+    `prompt` and `prefix` train a token classifier."""
     on: str = "base"
     """The stage whose model is fine-tuned."""
     answer: AnswerForm = "text"
     """For multiple choice: learn to write the right option's `text`, or its `letter` after a prompt that lists all."""
     lr: float | None = Field(default=None, gt=0)
-    """Peak learning rate; by default 3e-5 for `full`, 3e-4 for `lora`, 1e-3 for `adapter`, 5e-4 for `last_layers`, 1e-3
-    for the `head` of an extraction task."""
+    """Peak learning rate; by default 3e-5 for `full`, 3e-4 for `lora`, 1e-3 for `adapter`, 3e-3 for `ia3`, 1e-2 for
+    `prefix`, 3e-2 for `prompt`, 5e-4 for `last_layers`, 1e-3 for the `head` of an extraction task."""
+    layer_decay: float | None = Field(default=None, gt=0, lt=1)
+    """For `method: full`: each layer's learning rate is this times that of the layer above it, so that what the base
+    knows of the language stays nearly as it was; 0.65 to 0.95 are usual."""
     lora: LoraConfig | None = None
     """Settings of the low-rank adapter, for `method: lora`."""
+    quantize: Quantization | None = None
+    """For `method: lora`: hold the base in four bits (`nf4`) or eight (`int8`), by the package bitsandbytes. The
+    adapter is then loaded onto such a base again, and not merged."""
     adapter: BottleneckConfig | None = None
     """Settings of the bottleneck adapters, for `method: adapter`."""
+    virtual_tokens: int | None = Field(default=None, ge=1)
+    """How many tokens are learned, for `method: prompt` and `prefix`; 20 by default."""
     last_layers: int | None = Field(default=None, ge=1)
     """How many layers learn, for `method: last_layers`; 2 by default."""
     head: HeadConfig | None = None
@@ -84,14 +104,66 @@ class FinetuneConfig(ExampleTraining):
     """Longer prompts are cut in the middle, and counted."""
 
     @model_validator(mode="after")
-    def _settings_go_with_their_method(self) -> FinetuneConfig:
+    def _settings_go_with_their_method(self) -> TuningConfig:
         for method in ("lora", "adapter", "last_layers", "head"):
             if getattr(self, method) is not None and self.method != method:
                 raise ValueError(f"`{method}` settings go with `method: {method}`")
+        if self.virtual_tokens is not None and self.method not in ("prompt", "prefix"):
+            raise ValueError("`virtual_tokens` go with `method: prompt` and `method: prefix`")
+        if self.layer_decay is not None and self.method != "full":
+            raise ValueError("`layer_decay` goes with `method: full`")
+        if self.quantize is not None and self.method != "lora":
+            raise ValueError("`quantize` goes with `method: lora`: weights in so few bits cannot be trained")
+        if self.quantize is not None and self.lora is not None and self.lora.init in TAKEN_FROM_THE_BASE:
+            raise ValueError(f"`quantize` does not go with `lora.init: {self.lora.init}`, which changes the base")
         return self
+
+    def tokens_before(self) -> int:
+        """How many learned tokens stand before every text."""
+        return (self.virtual_tokens or DEFAULT_VIRTUAL_TOKENS) if self.method in ("prompt", "prefix") else 0
+
+    def rate(self) -> float:
+        """The peak learning rate, given or by default."""
+        return self.lr or DEFAULT_RATE[self.method]
+
+
+class FinetuneConfig(TuningConfig):
+    kind: Literal["finetune"]
+    """A model is trained on the labelled items."""
+    search: Search | None = None
+    """Settings to try, each key with its values: `{lr: [1e-4, 3e-4]}`, `{lora.rank: [1, 4, 16, 64]}`. Every combination
+    is trained, with its share of the token budget, and the best on the development items is kept; all of them are
+    the arm's cost."""
+
+    @model_validator(mode="after")
+    def _every_trial_is_possible(self) -> FinetuneConfig:
+        for trial in self.trials():
+            config_of(self, trial, 1)
+        return self
+
+    def trials(self) -> list[Trial]:
+        """The combinations of settings to try; none without a search."""
+        return [] if self.search is None else combinations(self.search)
+
+
+def default_search(config: FinetuneConfig, kind: str, trials: int) -> Search:
+    """What an arm tries that is told how often to try and not what: learning rates around its own.
+
+    Args:
+        kind: of the task; the `head` of a classification task has no rate, and tries strengths of its penalty.
+    """
+    if config.method == "head" and kind == "classification":
+        return {"head.regularization": sweep((config.head or HeadConfig()).regularization, trials, PENALTY_FACTOR)}
+    return {"lr": sweep(config.rate(), trials)}
 
 
 def _run(context: StageContext[FinetuneConfig]) -> StageReport:
+    task = load_task(context.inputs["task"] / "task")
+    trials = context.config.trials()
+    return best_of_trials(context, task, trials, _run_once) if trials else _run_once(context)
+
+
+def _run_once(context: StageContext[FinetuneConfig]) -> StageReport:
     task = load_task(context.inputs["task"] / "task")
     base = model_of(context.inputs["model"])
     if isinstance(task, ClassificationTask) and context.config.method == "head":
@@ -126,9 +198,11 @@ def _run_weights(context: StageContext[FinetuneConfig], task: Task, base: Path) 
     made = _examples(task, model, tokenizer, config)
     model = made_trainable(model, config, base)
     batches = plan_batches(config, made.examples, context.seed)
-    rate = config.lr or DEFAULT_RATE[config.method]
-    result = train_on_examples(context, model, batches, streams, rate=rate)
-    _save(context.folder, model, tokenizer, task, config)
+    result = train_on_examples(
+        context, model, batches, streams, rate=config.rate(), rates=rates_by_layer(model, config)
+    )
+    save_trained(context.folder, model, tokenizer)
+    _scorer(context.folder / "model", task, config).save(context.folder / "scorer")
     parameters = sum(p.numel() for p in model.parameters())
     trainable = trainable_parameters(model)
     return StageReport(
@@ -155,28 +229,39 @@ def _load(
     """The model to train and the directory its weights are from: `folder`, if the base is an adapter."""
     dtype = compute_dtype(config.precision)
     if not isinstance(task, ExtractionTask):
-        model = load_causal(base, dtype=dtype)
-        return merged(model, tokenizer, folder) if hasattr(model, "peft_config") else (model, base)
+        return load_to_train(base, tokenizer, config, folder)
     if (base / "adapter_config.json").exists():
         _, base = merged(load_language_model(base, dtype=dtype), tokenizer, folder)
     return new_token_classifier(base, tag_names(task.trained_labels), dtype=dtype), base
 
 
+def load_to_train(
+    base: Path, tokenizer: PreTrainedTokenizerBase, config: TuningConfig, folder: Path
+) -> tuple[PreTrainedModel, Path]:
+    """A causal model and the directory its weights are from: `folder`, if the base is an adapter, which is merged.
+
+    Raises:
+        ModelError: the adapter cannot be merged.
+        MachineError: this machine has nothing to hold weights in few bits.
+    """
+    dtype = compute_dtype(config.precision)
+    if (base / "adapter_config.json").exists():
+        model, base = merged(load_causal(base, dtype=dtype), tokenizer, folder)
+        if config.quantize is None:
+            return model, base
+    return load_causal(base, dtype=dtype, quantize=config.quantize), base
+
+
 def _examples(
     task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: FinetuneConfig
 ) -> Examples:
-    sizes = {"max_item_tokens": config.max_item_tokens, "context": context_length(model)}
-    match task:
-        case ExtractionTask():
-            return tag_examples(task, tokenizer, WindowPlan.of(model, tokenizer, config.max_item_tokens))
-        case ChoiceTask():
-            return choice_examples(task, config.answer, tokenizer, **sizes)
-        case ClassificationTask():
-            return label_examples(task, tokenizer, **sizes)
-    raise AssertionError(f"no such kind of task: {task.config.kind}")
+    sizes = {"max_item_tokens": config.max_item_tokens, "context": context_length(model) - config.tokens_before()}
+    if isinstance(task, ExtractionTask):
+        return tag_examples(task, tokenizer, WindowPlan.of(model, tokenizer, config.max_item_tokens))
+    return written_examples(task, config.answer, tokenizer, **sizes)
 
 
-def made_trainable(model: PreTrainedModel, config: FinetuneConfig, base: Path) -> PreTrainedModel:
+def made_trainable(model: PreTrainedModel, config: TuningConfig, base: Path) -> PreTrainedModel:
     """The model with those parameters to train that the method trains, and the others frozen."""
     classifier = classifier_of(model)
     match config.method:
@@ -186,6 +271,10 @@ def made_trainable(model: PreTrainedModel, config: FinetuneConfig, base: Path) -
             return add_lora(model, config.lora or LoraConfig(), base=base)
         case "adapter":
             return add_bottlenecks(model, config.adapter or BottleneckConfig(), base=base)
+        case "ia3":
+            return add_ia3(model, base=base)
+        case "prefix" | "prompt":
+            return add_virtual_tokens(model, config.method, config.tokens_before(), base=base)
         case "last_layers":
             train_last_layers(model, config.last_layers or DEFAULT_LAST_LAYERS)
     if classifier is not None:
@@ -193,46 +282,31 @@ def made_trainable(model: PreTrainedModel, config: FinetuneConfig, base: Path) -
     return model
 
 
+def rates_by_layer(model: PreTrainedModel, config: TuningConfig) -> dict[str, float] | None:
+    """What the learning rate is multiplied by for each parameter, where it falls by layer."""
+    return None if config.layer_decay is None else layerwise_rates(model, config.layer_decay)
+
+
 def _only_the_classifier(model: PreTrainedModel) -> bool:
     """Whether no gradient goes into the body: then a step computes little more than a forward pass."""
     return not any(p.requires_grad for p in model.base_model.parameters())
 
 
-def _save(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, config: FinetuneConfig
-) -> None:
+def save_trained(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Leave the model in `folder`, for the stages after this one."""
     with atomic_folder(folder / "model") as place, torch.no_grad():
         save_model(model, tokenizer, place)
     write_model_note(folder, folder / "model")
-    _scorer(folder / "model", task, config).save(folder / "scorer")
 
 
-def _scorer(model: Path, task: Task, config: FinetuneConfig) -> PromptScorer | ChoicePromptScorer | ModelTagger:
-    match task:
-        case ExtractionTask():
-            return ModelTagger(
-                model, task.trained_labels, max_item_tokens=config.max_item_tokens, precision=config.precision
-            )
-        case ChoiceTask():
-            return ChoicePromptScorer(
-                model,
-                form=config.answer,
-                template=task.config.prompt_template(config.answer).source,
-                # Options are far less alike in length than labels, and few examples do not undo what their length
-                # costs: they are compared by the mean (guess), letters and labels by what training raised.
-                normalization="mean" if config.answer == "text" else "sum",
-                precision=config.precision,
-            )
-        case ClassificationTask():
-            return PromptScorer(
-                model,
-                list(task.labels),
-                list(task.verbalizers),
-                template=task.prompt_template().source,
-                normalization="sum",  # the label's log-probability, which is what training raised
-                precision=config.precision,
-            )
-    raise AssertionError(f"no such kind of task: {task.config.kind}")
+def _scorer(
+    model: Path, task: Task, config: FinetuneConfig
+) -> PromptScorer | ChoicePromptScorer | WrittenTagger | ModelTagger:
+    if isinstance(task, ExtractionTask):
+        return ModelTagger(
+            model, task.trained_labels, max_item_tokens=config.max_item_tokens, precision=config.precision
+        )
+    return written_scorer(model, task, config)
 
 
 FINETUNE = StageKind("finetune", 2, FinetuneConfig, _run)

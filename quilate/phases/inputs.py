@@ -12,9 +12,11 @@ from quilate.evaluation.schema import Notice
 from quilate.evaluation.wording import say
 from quilate.files import sha256_of_file
 from quilate.models.source import model_name, resolve_model
+from quilate.phases.corpus import refuse_leak
 from quilate.phases.stage import StageContext, StageKind, StageReport, write_model_note
-from quilate.tasks.kinds import TaskConfig
+from quilate.tasks.kinds import TaskConfig, load_task
 from quilate.tasks.prepare import prepare
+from quilate.tasks.task import Task
 
 
 class LabelledSources(Config):
@@ -65,12 +67,26 @@ def _prepare_task(context: StageContext[TaskStageConfig]) -> StageReport:
         for name, source in config.sources.given().items()
     }
     task = prepare(config.task, {n: t.rows for n, t in tables.items()}, {n: t.notes for n, t in tables.items()})
+    _refuse_leaks_between(task, context)
     task.save(context.folder / "task")
     for warning in task.report["warnings"]:
         context.note(f"warning: {say(Notice(**warning), 'en')}")
     sizes = {split: len(getattr(task, split)) for split in ("train", "dev", "test")}
     context.note(", ".join(f"{size} {split}" for split, size in sizes.items()) + f" items, {len(task.labels)} labels")
     return StageReport(facts={"report": task.report})
+
+
+def _refuse_leaks_between(task: Task, context: StageContext[TaskStageConfig]) -> None:
+    """Stop if what is learned from one of a recipe's tasks stands in the test items of another.
+
+    Raises:
+        GateError: it does, and this task does not allow it.
+    """
+    for folder in context.inputs.values():
+        other = load_task(folder / "task")
+        for learned, tested in ((task, other), (other, task)):
+            texts = list(dict.fromkeys(item.content for item in learned.train))
+            refuse_leak(texts, tested, f"that task {learned.name} has", allow=task.config.allow_leak)
 
 
 def _prepare_base(context: StageContext[BaseStageConfig]) -> StageReport:

@@ -38,7 +38,7 @@ def cells_of(run: Path) -> list[Cell]:
     plan = run_plan(run)
     stages: dict[str, dict[str, Any]] = plan["stages"]
     metric = plan["recipe"]["task"]["metric"]
-    evaluations = {name: stage for name, stage in stages.items() if stage["kind"] == "evaluate"}
+    evaluations = {name: stage for name, stage in stages.items() if stage["kind"] == "evaluate" and stage["arm"]}
     return [_cell(run, name, stages, metric) for name in evaluations]
 
 

@@ -11,7 +11,7 @@ from quilate.config import Config, validate
 from quilate.engine.runlog import read_metrics
 from quilate.errors import DataError
 from quilate.evaluation.outcomes import ArmOutcome, Cost, Phase, Rules
-from quilate.evaluation.schema import Alignment, Notice, ShotsEvidence
+from quilate.evaluation.schema import Alignment, Notice, SearchEvidence, ShotsEvidence, TaskEffect, TaskScore
 from quilate.files import read_json, write_json, write_text
 from quilate.phases.corpus import WARN_SHARE, corpus_documents
 from quilate.phases.evaluate import gold_indices, gold_of, read_counts, read_probabilities
@@ -49,11 +49,24 @@ class JudgedArm(Config):
     """The evaluate stages, one a seed."""
 
 
+class AskedRow(Config):
+    """See `graph.ask_every_task`."""
+
+    model: str
+    on: str | None
+    method: str | None
+    task: str
+    trained_on: list[str]
+    evaluations: list[str]
+
+
 class ReportConfig(Config):
     recipe: str
     arms: list[JudgedArm]
     unaligned: dict[str, str]
     """Arms that stand on aligned models, and of each the one that differs only in standing on no alignment."""
+    asked: list[AskedRow]
+    """Every model that was fine-tuned, asked every task, where there are several."""
     made_once: list[str]
     margin: float
     resamples: int
@@ -84,6 +97,7 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
     once = [Notice(code="made_once", values={"names": list(config.made_once)})] if config.made_once else []
     judgement = judge(outcomes, gold_of(task), task.labels, groups, rules)
     alignment = _alignment(config, context.inputs, judgement, task)
+    task_scores, task_effects = _asked(config, context.inputs, manifests)
     evidence = assemble(
         judgement,
         recipe=config.recipe,
@@ -95,6 +109,8 @@ def _run(context: StageContext[ReportConfig]) -> StageReport:
         language_modelling=[row for m in manifests.values() for row in _bits_per_byte(m)],
         domains=_domains(context.inputs, manifests, task),
         privacy=[kept(m) for m in manifests.values() if m["kind"] == "privacy"],
+        task_scores=task_scores,
+        task_effects=task_effects,
         warnings=[
             *(_kept_too_much(m) for m in manifests.values() if m["kind"] == "privacy" and _refused(m)),
             *(Notice(**warning) for warning in task.report["warnings"]),
@@ -124,6 +140,27 @@ def _alignment(config: ReportConfig, folders: dict[str, Path], judgement: Judgem
     return found.model_copy(update={"tax": [*found.tax, *rows]})
 
 
+def _asked(
+    config: ReportConfig, folders: dict[str, Path], manifests: dict[str, Manifest]
+) -> tuple[list[TaskScore], list[TaskEffect]]:
+    """What the models know of every task; nothing where there is one task."""
+    if not config.asked:
+        return [], []
+    from quilate.evaluation.transfer import AskedModel, AskedTask, transfer_evidence
+    from quilate.phases.search import features_of
+
+    tasks, asked = {}, []
+    for row in config.asked:
+        task = load_task(folders[manifests[row.evaluations[0]]["inputs"]["task"]["stage"]] / "task")
+        kept = "counts" if isinstance(task, ExtractionTask) else "scores"
+        answers = [load_file(folders[name] / f"{kept}.safetensors")["test"] for name in row.evaluations]
+        features, scores = zip(*(features_of(task, task.test, answer) for answer in answers), strict=True)
+        groups = [item.group for item in task.test] if task.config.group else None
+        tasks[row.task] = AskedTask(task.config.metric, scores[0], groups)
+        asked.append(AskedModel(row.model, row.on, row.method, row.task, row.trained_on, list(features)))
+    return transfer_evidence(asked, tasks, resamples=config.resamples)
+
+
 def outcomes_of_run(out: Path) -> tuple[Task, list[ArmOutcome]]:
     """The task and every arm's outcome of a finished run."""
     config, inputs = _judged_in(out)
@@ -147,11 +184,11 @@ def _judged_in(out: Path) -> tuple[ReportConfig, dict[str, Path]]:
 def _outcomes(
     config: ReportConfig, folders: dict[str, Path], manifests: dict[str, Manifest], task: Task
 ) -> list[ArmOutcome]:
-    return [_outcome(arm, folders, manifests, task, config.resamples) for arm in config.arms]
+    return [_outcome(arm, folders, manifests, task, config) for arm in config.arms]
 
 
 def _outcome(
-    arm: JudgedArm, folders: dict[str, Path], manifests: dict[str, Manifest], task: Task, resamples: int
+    arm: JudgedArm, folders: dict[str, Path], manifests: dict[str, Manifest], task: Task, config: ReportConfig
 ) -> ArmOutcome:
     """An arm's runs; what they cost is summed over the stages each stands on and averaged over seeds."""
     runs = [stages_behind(name, manifests) for name in arm.evaluations]
@@ -178,7 +215,8 @@ def _outcome(
         train_rows=solved_by[0]["facts"].get("train_rows", 0),
         counts=counts,
         learning_curves=[read_metrics(folders[m["stage"]] / "metrics.jsonl") for m in trained if m is not None],
-        shots_curve=_shots_curve([(folders[m["stage"]], m) for m in solved_by], task, resamples),
+        shots_curve=_shots_curve([(folders[m["stage"]], m) for m in solved_by], task, config.resamples),
+        search=_searched([(folders[m["stage"]], m) for m in solved_by], task, config),
         stages=[m["stage"] for m in runs[0]],
         leaked=bool(task.report["allowed_leak"]),
     )
@@ -198,6 +236,32 @@ def _shots_curve(solved_by: list[tuple[Path, Manifest]], task: Task, resamples: 
     groups = [item.group for item in task.dev] if task.config.group else None
     gold = gold_indices(task.dev, task.labels)
     return shots_curve(tried, gold, len(task.labels), groups, metric=task.config.metric, resamples=resamples)
+
+
+def _searched(solved_by: list[tuple[Path, Manifest]], task: Task, config: ReportConfig) -> list[SearchEvidence]:
+    """What an arm tried on the development items; empty for one without a search."""
+    tried = [
+        (folder, manifest["seed"], number, entry)
+        for folder, manifest in solved_by
+        for number, entry in enumerate(manifest["facts"].get("tried", []))
+    ]
+    if not tried:
+        return []
+    from quilate.evaluation.search import Tried, search_evidence
+    from quilate.phases.search import dev_answers, features_of
+
+    trials = [
+        Tried(
+            seed,
+            entry["values"],
+            features_of(task, task.dev, dev_answers(folder, number))[0],
+            entry["trainable_parameters"],
+        )
+        for folder, seed, number, entry in tried
+    ]
+    score = features_of(task, task.dev, dev_answers(tried[0][0], 0))[1]
+    groups = [item.group for item in task.dev] if task.config.group else None
+    return search_evidence(trials, score, groups, margin=config.margin, resamples=config.resamples)
 
 
 def _mean(values: list[float]) -> float:
@@ -352,6 +416,9 @@ def _domains(folders: dict[str, Path], manifests: dict[str, Manifest], task: Tas
 def _sources(task: Task, manifests: dict[str, Manifest]) -> list[dict[str, Any]]:
     """The files that everything starts from: labelled rows, raw text, conversations, judgements."""
     named = {f"{name} file": notes for name, notes in task.report["sources"].items()}
+    for m in manifests.values():
+        if m["kind"] == "task" and m["stage"] != "task":
+            named |= {f"{m['stage']} {n} file": notes for n, notes in m["facts"]["report"]["sources"].items()}
     named |= {f"{m['stage']} file": m["facts"]["source"] for m in manifests.values() if m["kind"] in READ_KINDS}
     return [
         {"stage": name, "kind": "source", "id": notes["sha256"], "inputs": [], "path": notes["path"]}
@@ -362,7 +429,7 @@ def _sources(task: Task, manifests: dict[str, Manifest]) -> list[dict[str, Any]]
 def _link(manifest: Manifest) -> dict[str, Any]:
     inputs = [source["id"] for source in manifest["inputs"].values()]
     if manifest["kind"] == "task":
-        inputs = [notes["sha256"] for notes in manifest["facts"]["report"]["sources"].values()]
+        inputs += [notes["sha256"] for notes in manifest["facts"]["report"]["sources"].values()]
     if manifest["kind"] in READ_KINDS:
         inputs = [manifest["facts"]["source"]["sha256"], *inputs]
     return {

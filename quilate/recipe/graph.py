@@ -16,7 +16,7 @@ from quilate.phases.align.derive import DeriveConfig, content_of_questions
 from quilate.phases.align.distill import DistillConfig
 from quilate.phases.align.dpo import DpoConfig
 from quilate.phases.align.grpo import GrpoConfig
-from quilate.phases.align.online import OnlineTraining, content_of_rewards
+from quilate.phases.align.online import content_of_rewards
 from quilate.phases.align.ppo import PpoConfig
 from quilate.phases.align.preferences import content_of_preferences
 from quilate.phases.align.reward import RewardConfig
@@ -24,9 +24,10 @@ from quilate.phases.api import ApiConfig
 from quilate.phases.baselines import BaselineConfig
 from quilate.phases.conversations import content_of_conversations
 from quilate.phases.corpus import content_of_corpus
-from quilate.phases.finetune import FinetuneConfig
+from quilate.phases.finetune import FinetuneConfig, TuningConfig, default_search
 from quilate.phases.icl import IclConfig
 from quilate.phases.inputs import content_of_sources
+from quilate.phases.multitask import MultitaskConfig
 from quilate.phases.pretrain import PretrainConfig
 from quilate.phases.privacy import PrivacyConfig
 from quilate.phases.sft import SftConfig
@@ -35,6 +36,7 @@ from quilate.recipe.kinds import stage_kind
 from quilate.recipe.schema import (
     BASE,
     ArmConfig,
+    FinetuneStageConfig,
     Recipe,
     StageConfig,
     is_aligned,
@@ -112,6 +114,7 @@ PHASE_OF_STAGE = {
     "adapt": "adaptation",
     "sft": "fine-tuning",
     "finetune": "fine-tuning",
+    "multitask": "fine-tuning",
     "dpo": "alignment",
     "ppo": "alignment",
     "grpo": "alignment",
@@ -142,9 +145,10 @@ def phase_and_method(recipe: Recipe, arm: ArmConfig) -> tuple[str, str]:
 
 def seeds_of(recipe: Recipe, node: ArmConfig | StageConfig) -> list[int]:
     """The seeds an arm or stage is run with: one if neither it nor what it stands on changes with the seed."""
-    if isinstance(node, (PretrainConfig, AdaptConfig, SftConfig, RewardConfig, DpoConfig, OnlineTraining, DistillConfig,
-                         DeriveConfig)):  # fmt: skip
-        return recipe.seeds[:1] if node.once else recipe.seeds
+    once = getattr(node, "once", None)
+    if once is not None:  # a stage
+        return recipe.seeds[:1] if once else recipe.seeds
+    assert isinstance(node, BaselineConfig | IclConfig | ApiConfig | FinetuneConfig | PrivacyConfig)
     below = _below(recipe, node)
     changes = _draws(recipe, node) or (below is not None and len(seeds_of(recipe, below)) > 1)
     return recipe.seeds if changes else recipe.seeds[:1]
@@ -183,6 +187,7 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
     if recipe.task is not None and recipe.data is not None:
         stage = {"task": recipe.task.as_json(), "sources": recipe.data.as_json(), "strict": recipe.strict}
         graph.add("task", "task", stage, {}, content=content_of_sources(recipe.data, base_folder))
+    _add_further_tasks(graph, base_folder)
     if any(BASE in models_given_to(node) for node in (recipe.stages | recipe.arms).values()):
         assert recipe.base is not None  # the recipe was validated
         graph.add(BASE, "base", {"model": recipe.base}, {}, content=content_of_model(recipe.base, base_folder))
@@ -213,8 +218,71 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
             inputs = {"task": "task", "arm": node}
             evaluated.setdefault(name, []).append(graph.add(f"{node}-evaluate", "evaluate", {}, inputs, arm=name))
     if evaluated:
-        _add_report(graph, evaluated)
+        _add_report(graph, evaluated, _ask_every_task(graph))
     return graph
+
+
+def _add_further_tasks(graph: Graph, base_folder: Path) -> None:
+    recipe = graph.recipe
+    for name, other in recipe.tasks.items():
+        stage = {"task": other.task.as_json(), "sources": other.data.as_json(), "strict": recipe.strict}
+        before = {f"task:{node}": node for node in graph.nodes}  # no two of them may share test items
+        graph.add(f"task-{name}", "task", stage, before, content=content_of_sources(other.data, base_folder))
+
+
+def _task_node(name: str) -> str:
+    return "task" if name == "task" else f"task-{name}"
+
+
+def _ask_every_task(graph: Graph) -> list[dict[str, Any]]:
+    """Where there are several tasks, every model that was fine-tuned, and what it stands on, answers each of them.
+
+    Returns:
+        A row a model and task: `model` and `on` (the model it was trained from) by their names in the recipe, what it
+        was `trained_on`, and its `evaluations`, one a seed.
+    """
+    recipe = graph.recipe
+    nodes: dict[str, Any] = recipe.stages | recipe.arms
+    tuned = {n: node for n, node in nodes.items() if isinstance(node, TuningConfig) and node.method != "head"}
+    models = dict.fromkeys(name for n, node in tuned.items() for name in (str(stands_on(nodes[n])), n))
+    rows = []
+    for name in models if recipe.tasks else ():
+        node = nodes.get(name)
+        for task in ("task", *recipe.tasks):
+            asked = {
+                "answer": getattr(node, "answer", "text"),
+                "precision": getattr(node, "precision", "auto"),
+                "max_item_tokens": getattr(node, "max_item_tokens", 512),
+            }
+            evaluations = []
+            for seed in seeds_of(recipe, node) if node is not None else [0]:
+                model = _model_node(recipe, name, seed)
+                solver = graph.add(f"{model}-on-{task}", "ask", asked, {"task": _task_node(task), "model": model})
+                inputs = {"task": _task_node(task), "arm": solver}
+                evaluations.append(graph.add(f"{solver}-evaluate", "evaluate", {}, inputs))
+            rows.append(
+                {
+                    "model": name,
+                    "on": None if node is None else stands_on(node),
+                    "method": getattr(node, "method", None),
+                    "task": task,
+                    "trained_on": _trained_on(node),
+                    "evaluations": evaluations,
+                }
+            )
+    return rows
+
+
+def _trained_on(node: StageConfig | ArmConfig | None) -> list[str]:
+    """The tasks that a model's own step was trained on."""
+    match node:
+        case MultitaskConfig():
+            return node.tasks
+        case FinetuneStageConfig():
+            return [node.task]
+        case FinetuneConfig():
+            return ["task"]
+    return []
 
 
 def _task_of(graph: Graph) -> dict[str, str]:
@@ -280,10 +348,25 @@ def _add_stage(graph: Graph, name: str, stage: StageConfig, seed: int, base_fold
                 "corpus": f"corpus-{stage.corpus}",
                 "reference": _model_node(recipe, stage.reference, seed),
             }
+        case FinetuneStageConfig() | MultitaskConfig():
+            inputs = _tasks_trained_on(stage)
     on = stands_on(stage)
     if on is not None:
         inputs["model"] = _model_node(graph.recipe, on, seed)
-    graph.add(f"{name}-s{seed}", stage.kind, stage.as_json(), inputs, seed=seed, content=content)
+    config = _config_of(stage)
+    graph.add(f"{name}-s{seed}", stage.kind, config, inputs, seed=seed, content=content)
+
+
+def _config_of(stage: StageConfig) -> dict[str, Any]:
+    """A stage's config as its kind knows it: fine-tuning on the way is an arm's, and equal ones are one stage."""
+    own = ("task", "once") if isinstance(stage, FinetuneStageConfig) else ()
+    return {key: value for key, value in stage.as_json().items() if key not in own}
+
+
+def _tasks_trained_on(stage: FinetuneStageConfig | MultitaskConfig) -> dict[str, str]:
+    if isinstance(stage, MultitaskConfig):
+        return {f"task:{name}": _task_node(name) for name in stage.tasks}
+    return {"task": _task_node(stage.task)}
 
 
 def _inputs_of_rewards(recipe: Recipe, stage: PpoConfig | GrpoConfig, seed: int) -> dict[str, str]:
@@ -343,10 +426,12 @@ def _add_arm(graph: Graph, name: str, arm: ArmConfig, seed: int) -> str:
     if isinstance(arm, FinetuneConfig):
         limits = [n for n in (arm.max_train_tokens, graph.recipe.budget.train_tokens) if n is not None]
         config["max_train_tokens"] = min(limits) if limits else None
+        if graph.recipe.trials is not None and arm.search is None and graph.recipe.task is not None:
+            config["search"] = default_search(arm, graph.recipe.task.kind, graph.recipe.trials)
     return graph.add(f"{name}-s{seed}", arm.kind, config, inputs, seed=seed, arm=name)
 
 
-def _add_report(graph: Graph, evaluated: dict[str, list[str]]) -> None:
+def _add_report(graph: Graph, evaluated: dict[str, list[str]], asked: list[dict[str, Any]]) -> None:
     recipe = graph.recipe
     arms = []
     for name, evaluations in evaluated.items():
@@ -359,6 +444,7 @@ def _add_report(graph: Graph, evaluated: dict[str, list[str]]) -> None:
         "recipe": recipe.recipe,
         "arms": arms,
         "unaligned": twins(recipe),
+        "asked": asked,
         "made_once": [
             n for n, stage in recipe.stages.items() if getattr(stage, "once", False) and len(recipe.seeds) > 1
         ],

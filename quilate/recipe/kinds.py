@@ -28,6 +28,8 @@ KINDS = {
     "icl": "quilate.phases.icl:ICL",
     "api": "quilate.phases.api:API",
     "finetune": "quilate.phases.finetune:FINETUNE",
+    "multitask": "quilate.phases.multitask:MULTITASK",
+    "ask": "quilate.phases.asking:ASK",
     "evaluate": "quilate.phases.evaluate:EVALUATE",
     "alignment": "quilate.recipe.alignment_stage:ALIGNMENT",
     "report": "quilate.recipe.evidence_stage:REPORT",

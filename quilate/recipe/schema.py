@@ -22,10 +22,11 @@ from quilate.phases.api import ApiConfig
 from quilate.phases.baselines import BaselineConfig
 from quilate.phases.conversations import ConversationsConfig
 from quilate.phases.corpus import CorpusConfig
-from quilate.phases.finetune import FinetuneConfig
+from quilate.phases.finetune import FinetuneConfig, TuningConfig
 from quilate.phases.icl import IclConfig
 from quilate.phases.inputs import LabelledSources
 from quilate.phases.language_modelling import TASK_CORPUS
+from quilate.phases.multitask import MultitaskConfig
 from quilate.phases.pretrain import PretrainConfig
 from quilate.phases.privacy import PrivacyConfig
 from quilate.phases.sft import SftConfig
@@ -33,9 +34,21 @@ from quilate.tasks.kinds import TaskConfig
 
 ArmConfig = Annotated[BaselineConfig | IclConfig | ApiConfig | FinetuneConfig, Field(discriminator="kind")]
 
+
+class FinetuneStageConfig(FinetuneConfig):
+    """Fine-tuning that is a step on the way: what stands on it is trained further, or asked."""
+
+    task: str = "task"
+    """The task to train on: the recipe's own `task`, or a name of its `tasks`."""
+    once: bool = False
+    """Make the model once, with the recipe's first seed, for all seeds of what stands on it."""
+
+
 StageConfig = Annotated[
     PretrainConfig
     | AdaptConfig
+    | FinetuneStageConfig
+    | MultitaskConfig
     | SftConfig
     | RewardConfig
     | DpoConfig
@@ -46,6 +59,13 @@ StageConfig = Annotated[
     | PrivacyConfig,
     Field(discriminator="kind"),
 ]
+
+# What cannot become part of a weight, so that nothing can be trained on top of it.
+UNMERGEABLE = {
+    "adapter": "bottleneck adapters cannot be merged",
+    "prefix": "learned tokens cannot be merged",
+    "prompt": "learned tokens cannot be merged",
+}
 
 BASE = "base"  # the name by which `on:` refers to the base model
 
@@ -59,7 +79,7 @@ BASELINES = {
     "multiple_choice": ("majority", "tfidf", "longest"),
     "extraction": ("gazetteer",),
 }
-NOT_TUNED_BY = {"classification": (), "multiple_choice": ("head",), "extraction": ()}
+NOT_TUNED_BY = {"classification": (), "multiple_choice": ("head",), "extraction": ("prefix", "prompt")}
 
 
 def misfit(kind: str, arm: ArmConfig) -> str | None:
@@ -75,6 +95,8 @@ def misfit(kind: str, arm: ArmConfig) -> str | None:
             return f"`{_for_classes_only(arm)[0]}` goes with classification only, as it is set here"
         case FinetuneConfig() if arm.method in NOT_TUNED_BY[kind]:
             return f"`method: {arm.method}` does not solve {kind}: use `full`, `lora`, `adapter` or `last_layers`"
+        case FinetuneConfig() if kind == "extraction" and arm.quantize is not None:
+            return "`quantize` is for models that write their answers"
         case FinetuneConfig(method="head") if kind == "classification" and arm.lr is not None:
             return "`lr` does not go with `method: head`: its classifier has a solver that needs none"
         case FinetuneConfig(method="head") if kind == "extraction" and arm.head is not None:
@@ -142,6 +164,15 @@ class Budget(Config):
     """Training stops at this many tokens; the learning-rate schedule is planned for it."""
 
 
+class OtherTask(Config):
+    """A task beside the recipe's own, to learn from on the way to it."""
+
+    data: LabelledSources
+    """Where its labelled rows are."""
+    task: TaskConfig
+    """What is to be solved."""
+
+
 class Recipe(Config):
     recipe: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     """The recipe's name; its results go to `runs/NAME` by default."""
@@ -151,6 +182,9 @@ class Recipe(Config):
     """Where the labelled rows are. A recipe that only makes models needs none, and no `task` and `arms`."""
     task: TaskConfig | None = None
     """What is to be solved."""
+    tasks: dict[str, OtherTask] = Field(default_factory=dict)
+    """Further tasks, by name, for `finetune` and `multitask` stages to train on. Every model that is fine-tuned in the
+    recipe is then asked all of them and the recipe's own: what a step gained on one task and lost on another."""
     corpora: dict[str, CorpusConfig] = Field(default_factory=dict)
     """Raw text, by name, for the stages to train on and to measure with."""
     conversations: dict[str, ConversationsConfig] = Field(default_factory=dict)
@@ -160,10 +194,10 @@ class Recipe(Config):
     """Sets of human judgements, by name, for `reward` and `dpo` stages to train on and to measure with, and to ask from
     in `ppo` and `grpo` stages."""
     stages: dict[str, StageConfig] = Field(default_factory=dict)
-    """Models made before any arm, by name: `pretrain`, `adapt`, `sft`, `reward`, `dpo`, `ppo`, `grpo` and `distill`;
-    and `derive`, which makes a set of judgements. Those trained on raw text are measured on every corpus, those trained
-    on conversations or human judgements on every set of them. `privacy` makes none: it looks for what one of them kept
-    of its text."""
+    """Models made before any arm, by name: `pretrain`, `adapt`, `finetune`, `multitask`, `sft`, `reward`, `dpo`, `ppo`,
+    `grpo` and `distill`; and `derive`, which makes a set of judgements. Those trained on raw text are measured on every
+    corpus, those trained on conversations or human judgements on every set of them. `privacy` makes none: it looks for
+    what one of them kept of its text."""
     alignment: AlignmentConfig | None = None
     """What aligned models are asked and who judges them; the report then has win rates, strengths and what alignment
     cost in other abilities."""
@@ -173,6 +207,9 @@ class Recipe(Config):
     """One run of every arm a seed. Two show that an arm works, three are for studies, five for a claim."""
     budget: Budget = Budget()
     """The most that any arm may cost."""
+    trials: int | None = Field(default=None, ge=2)
+    """How often every trained arm is tried. One without a `search` of its own tries so many learning rates (a `head`:
+    strengths of its penalty) around its default, and keeps the best on the development items."""
     margin: float = Field(default=0.02, gt=0, lt=1)
     """A difference in score that is too small to pay for."""
     resamples: int = Field(default=10_000, ge=1000)
@@ -187,7 +224,7 @@ class Recipe(Config):
             raise ValueError("seeds must be distinct and not negative")
         return seeds
 
-    @field_validator("arms", "stages", "corpora", "conversations", "preferences")
+    @field_validator("arms", "stages", "tasks", "corpora", "conversations", "preferences")
     @classmethod
     def _names_fit_folders(cls, named: dict[str, Any]) -> dict[str, Any]:
         for name in named:
@@ -216,6 +253,18 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _trained_arms_are_tried_equally_often(self) -> Recipe:
+        tuned = {name: arm for name, arm in self.arms.items() if isinstance(arm, FinetuneConfig)}
+        times = {name: len(arm.trials()) or self.trials or 1 for name, arm in tuned.items()}
+        if len(set(times.values())) > 1:
+            most, least = max(times, key=times.__getitem__), min(times, key=times.__getitem__)
+            raise ValueError(
+                f"arm '{most}' is tried {times[most]} times and '{least}' {times[least]}: the one tried more often "
+                f"has the better chance; set `trials: {times[most]}`, or give every trained arm as many"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _everything_stands_on_something(self) -> Recipe:
         twice = sorted(set(self.arms) & set(self.stages))
         if twice:
@@ -235,13 +284,51 @@ class Recipe(Config):
                     raise ValueError(f"'{name}' stands on '{model}', which makes no model; known: {', '.join(models)}")
                 if name in self.stages and model in self.arms:
                     raise ValueError(f"stage '{name}' stands on arm '{model}': stages come before arms")
-            if on in tuned and tuned[on].method == "adapter" and name in tuned and tuned[name].method != "head":
-                raise ValueError(f"'{name}' trains on top of '{on}', whose bottleneck adapters cannot be merged")
+            below = self._trained_with(on)
+            if below in UNMERGEABLE and self._trained_with(name) not in (None, "head"):
+                raise ValueError(f"'{name}' trains on top of '{on}', whose {UNMERGEABLE[below]}")
             self._refuse_unknown_judges(name, node)
         for name in self.stages | self.arms:
             self._refuse_cycle(name)
         self._refuse_unknown_corpora()
+        self._refuse_unknown_tasks()
         return self
+
+    def _trained_with(self, name: str | None) -> str | None:
+        """The method by which a stage or arm trains a model; None if it trains none."""
+        node = (self.stages | self.arms).get(name or "")
+        if node is None or isinstance(node, BaselineConfig | IclConfig | ApiConfig):
+            return None
+        return node.method if isinstance(node, TuningConfig) else node.kind
+
+    def _refuse_unknown_tasks(self) -> None:
+        if self.tasks and self.task is None:
+            raise ValueError("`tasks` are further tasks, and the recipe has no `task` of its own")
+        known = ({"task": self.task} if self.task else {}) | {name: other.task for name, other in self.tasks.items()}
+        trained_on = {
+            name: stage.tasks if isinstance(stage, MultitaskConfig) else [stage.task]
+            for name, stage in self.stages.items()
+            if isinstance(stage, FinetuneStageConfig | MultitaskConfig)
+        }
+        for name, tasks in trained_on.items():
+            for task in tasks:
+                if task not in known:
+                    raise ValueError(
+                        f"stage '{name}' trains on '{task}', which is no task here; known: {', '.join(known) or 'none'}"
+                    )
+            if self._trained_with(name) == "head":
+                raise ValueError(f"stage '{name}': `method: head` makes no model to stand on; make it an arm")
+        if self.tasks and self.task is not None and self.task.kind == "extraction":
+            raise ValueError(
+                "the recipe's own task cannot be extraction where there are further `tasks`: its arms are token "
+                "classifiers, which answer no other task; make it one of the `tasks`"
+            )
+        for name, stage in self.stages.items():
+            problem = misfit(known[stage.task].kind, stage) if isinstance(stage, FinetuneStageConfig) else None
+            if isinstance(stage, FinetuneStageConfig) and known[stage.task].kind == "extraction":
+                problem = "a token classifier is nothing to stand on: use `kind: multitask`, also for one task"
+            if problem is not None:
+                raise ValueError(f"stage '{name}': {problem}")
 
     def _refuse_cycle(self, name: str, below: tuple[str, ...] = ()) -> None:
         if name in below:
@@ -287,7 +374,7 @@ class Recipe(Config):
             if corpus.neighbours is not None and self.task is None:
                 raise ValueError(f"the corpus '{name}' is to have `neighbours` of the task: give `data` and `task`")
         for name, stage in self.stages.items():
-            if isinstance(stage, DeriveConfig):
+            if isinstance(stage, DeriveConfig | TuningConfig):
                 continue
             if isinstance(stage, SftConfig | DistillConfig):
                 self._refuse_unknown_sets(name, "conversations", stage.conversations)

@@ -86,6 +86,43 @@ _BOTH: dict[str, tuple[str, str]] = {
     ),
     "axis.shots": ("Solved examples in the prompt", "Ejemplos resueltos en la instrucción"),
     "shots.fit": ("all that fit", "los que caben"),
+    "tasks": ("What each model knows of each task", "Lo que sabe cada modelo de cada tarea"),
+    "tasks.note": (
+        "Score on the test items of each task. Below it, in points, what the last step of training gained or lost.",
+        "Puntuación en los casos de prueba de cada tarea. Debajo, en puntos, lo que ganó o perdió el último paso del "
+        "entrenamiento.",
+    ),
+    "tasks.trained_on": ("Last trained on", "Último entrenamiento"),
+    "tasks.step": ("{step} on {against}", "{step} sobre {against}"),
+    "tasks.transfer": (
+        "{task}: {model}, which learned another task first, against {against}, trained on it directly: {difference} "
+        "points ({low} to {high}; {items:items}).",
+        "{task}: {model}, que aprendió antes otra tarea, frente a {against}, entrenado directamente: {difference} "
+        "puntos (de {low} a {high}; {items:items}).",
+    ),
+    "tasks.interference": (
+        "{task}: {model}, which learned several tasks together, against {against}, which learned it alone: "
+        "{difference} points ({low} to {high}; {items:items}).",
+        "{task}: {model}, que aprendió varias tareas a la vez, frente a {against}, que aprendió solo esta: "
+        "{difference} puntos (de {low} a {high}; {items:items}).",
+    ),
+    "search": ("Settings tried and score", "Ajustes probados y puntuación"),
+    "search.rank": ("How low-dimensional is the task?", "¿De qué dimensión es la tarea?"),
+    "search.note": (
+        "On {items:items} of the development set, where settings are chosen, not on the test items. A point is the "
+        "mean over seeds, the line its interval, the pale bar the lowest and highest of them.",
+        "Con {items:items} de desarrollo, donde se eligen los ajustes, no con los de prueba. Cada punto es la media "
+        "sobre las semillas; la línea, su intervalo; la barra pálida, la menor y la mayor.",
+    ),
+    "search.enough": (
+        "{arm}: from {value} on, more cannot be worth {margin:points}.",
+        "{arm}: a partir de {value}, más no puede valer {margin:points}.",
+    ),
+    "axis.search.lora.rank": ("Rank of the low-rank update", "Rango de la actualización de rango bajo"),
+    "axis.search.lr": ("Peak learning rate", "Tasa de aprendizaje máxima"),
+    "axis.search.adapter.size": ("Width of the bottleneck", "Anchura del cuello de botella"),
+    "axis.search.epochs": ("Passes over the training rows", "Pasadas por las filas de entrenamiento"),
+    "axis.search.head.regularization": ("Inverse strength of the penalty", "Inverso de la fuerza de la penalización"),
     "axis.step": ("Training step", "Paso de entrenamiento"),
     "axis.loss": ("Loss (nats per token)", "Pérdida (nats por token)"),
     "swipe": ("Swipe sideways to see all of it.", "Deslice hacia un lado para verlo entero."),

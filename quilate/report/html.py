@@ -9,13 +9,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from quilate.evaluation.evidence import parse
-from quilate.evaluation.schema import ArmEvidence, Evidence, LanguageModelling
+from quilate.evaluation.schema import ArmEvidence, Evidence, LanguageModelling, TaskEffect, TaskScore
 from quilate.report import figures
 from quilate.report.alignment import frontiers
+from quilate.report.choices_figure import search_curves, searched_keys, shots_curves
 from quilate.report.language import Language
 from quilate.report.overlap_figure import overlap_figure
 from quilate.report.privacy import exposure_figure
-from quilate.report.shots_figure import shots_curves
 from quilate.report.table import badge_of
 
 
@@ -48,6 +48,8 @@ def render_html(evidence: dict[str, Any], lang: str = "en") -> str:
         shown=shown,
         badges={arm.name: badge_of(arm, found) for arm in found.arms},
         figure=_figures(found, shown, t),
+        searched=_searched(found, t),
+        matrix=task_matrix(found),
         confidence=f"{100 * found.rules.confidence:g}",
         bits=by_model_and_corpus(found.language_modelling),
         budget=_budget(found, t),
@@ -80,6 +82,33 @@ def _figures(evidence: Evidence, shown: ArmEvidence, t: Language) -> dict[str, M
         "exposure_narrow": exposure_figure(evidence.privacy, t, "narrow"),
     }
     return {name: None if svg is None else Markup(svg) for name, svg in drawn.items()}  # noqa: S704 - escaped by matplotlib
+
+
+def _searched(evidence: Evidence, t: Language) -> list[dict[str, Any]]:
+    """The settings that were searched: of each its name, its figure in two widths, and what sufficed by arm."""
+    shown = []
+    for key in searched_keys(evidence.arms):
+        drawn = {w: Markup(search_curves(evidence.arms, key, t, evidence.metric, w)) for w in ("wide", "narrow")}  # noqa: S704
+        enough = {arm.name: s.enough for arm in evidence.arms for s in arm.search if s.key == key}
+        shown.append({"key": key, **drawn, "enough": {n: f"{v:g}" for n, v in enough.items() if v is not None}})
+    return shown
+
+
+@dataclass(frozen=True)
+class TaskMatrix:
+    """`rows[model][task]` is a model's score and, where it was trained from another, what that step gained or lost."""
+
+    tasks: list[str]
+    rows: dict[str, dict[str, tuple[TaskScore, TaskEffect | None]]]
+
+
+def task_matrix(evidence: Evidence) -> TaskMatrix:
+    """The scores of several tasks as a table: a row a model, in the order of training, a column a task."""
+    steps = {(e.model, e.task): e for e in evidence.task_effects if e.kind == "step"}
+    rows: dict[str, dict[str, tuple[TaskScore, TaskEffect | None]]] = {}
+    for score in evidence.task_scores:
+        rows.setdefault(score.model, {})[score.task] = score, steps.get((score.model, score.task))
+    return TaskMatrix(list(dict.fromkeys(score.task for score in evidence.task_scores)), rows)
 
 
 def _budget(evidence: Evidence, t: Language) -> str | None:

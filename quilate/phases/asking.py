@@ -1,0 +1,85 @@
+"""A trained model asked a task in the way it was trained to answer, for the task it learned or for any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from quilate.config import Config
+from quilate.inference.choice import ChoicePromptScorer
+from quilate.inference.scorer import PromptScorer
+from quilate.inference.written_spans import WrittenTagger
+from quilate.models.load import load_tokenizer
+from quilate.models.precision import Precision
+from quilate.phases.examples import longest_list
+from quilate.phases.stage import StageContext, StageKind, StageReport, model_of
+from quilate.tasks.classification import ClassificationTask
+from quilate.tasks.extraction import ExtractionTask
+from quilate.tasks.kinds import load_task
+from quilate.tasks.multiple_choice import AnswerForm, ChoiceTask
+from quilate.tasks.task import Task
+
+# A list of entities may grow to this many times the longest one seen in training (guess).
+ROOM_FOR_A_LIST = 2
+
+
+class Asked(Protocol):
+    """How a model is asked; the configs of fine-tuning say it too."""
+
+    @property
+    def answer(self) -> AnswerForm: ...
+
+    @property
+    def precision(self) -> Precision: ...
+
+    @property
+    def max_item_tokens(self) -> int: ...
+
+
+class AskConfig(Config):
+    answer: AnswerForm = "text"
+    precision: Precision = "auto"
+    max_item_tokens: int = 512
+
+
+def written_scorer(model: Path, task: Task, asked: Asked) -> PromptScorer | ChoicePromptScorer | WrittenTagger:
+    """The scorer of a model that writes its answers."""
+    match task:
+        case ExtractionTask():
+            return WrittenTagger(
+                model,
+                task.trained_labels,
+                language=task.config.language,
+                max_new_tokens=ROOM_FOR_A_LIST * longest_list(task, load_tokenizer(model)),
+                max_item_tokens=asked.max_item_tokens,
+                precision=asked.precision,
+            )
+        case ChoiceTask():
+            return ChoicePromptScorer(
+                model,
+                form=asked.answer,
+                template=task.config.prompt_template(asked.answer).source,
+                # Options are far less alike in length than labels, and few examples do not undo what their length
+                # costs: they are compared by the mean (guess), letters and labels by what training raised.
+                normalization="mean" if asked.answer == "text" else "sum",
+                precision=asked.precision,
+            )
+        case ClassificationTask():
+            return PromptScorer(
+                model,
+                list(task.labels),
+                list(task.verbalizers),
+                template=task.prompt_template().source,
+                normalization="sum",  # the label's log-probability, which is what training raised
+                precision=asked.precision,
+            )
+    raise AssertionError(f"no such kind of task: {task.config.kind}")
+
+
+def _run(context: StageContext[AskConfig]) -> StageReport:
+    task = load_task(context.inputs["task"] / "task")
+    written_scorer(model_of(context.inputs["model"]), task, context.config).save(context.folder / "scorer")
+    return StageReport()
+
+
+ASK = StageKind("ask", 1, AskConfig, _run)
