@@ -162,6 +162,15 @@ class LessonBatches:
         self.plan, self.teacher = plan, teacher
         self.fingerprint = digest([plan.fingerprint, [[id, e.tokens.tolist()] for id, e in teacher.items()]])
 
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Of the student's tokens; the loop lowers it where memory does not suffice."""
+        return self.plan.micro_batch_tokens
+
+    @micro_batch_tokens.setter
+    def micro_batch_tokens(self, tokens: int) -> None:
+        self.plan.micro_batch_tokens = tokens
+
     def __len__(self) -> int:
         return len(self.plan)
 
@@ -200,7 +209,7 @@ class DistillationLoss:
             for part in split_by_tokens(examples, self.micro_batch_tokens):
                 packed = pack(part).to(self.teacher.device)
                 rows = {example.id: example.supervised_tokens for example in part}
-                hidden = _predicting(self.teacher, packed).split([rows[id] for id in packed.ids])
+                hidden = _predicting(self.teacher, packed).split([rows[id] for id in packed.ids])  # type: ignore[no-untyped-call]
                 by_id |= dict(zip(packed.ids, hidden, strict=True))
         return torch.cat([by_id[example.id] for example in examples])
 
