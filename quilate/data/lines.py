@@ -46,7 +46,8 @@ def read_lines(path: Path) -> RawLines:
         compression = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "none")
         lines: list[bytes | None] = []
         try:
-            _split(_chunks(path, compression), lines, path)
+            for line in split_lines(_bounded(_chunks(path, compression), path), MAX_RECORD_BYTES):
+                lines.append(line)  # not extend: those before a break are counted
         except (EOFError, gzip.BadGzipFile, zlib.error, pyarrow.ArrowException, _Truncated) as error:
             raise DataError(
                 f"{path} is cut short or damaged inside its {compression} compression: "
@@ -139,9 +140,24 @@ def _read_zstd(stream: Any) -> bytes:
         raise _Truncated(str(error)) from error
 
 
-def _split(chunks: Iterator[bytes], lines: list[bytes | None], path: Path) -> None:
-    """Append the lines of a byte stream to `lines`, holding at most one over-long line's limit in memory."""
+def split_lines(chunks: Iterator[bytes], limit: int) -> Iterator[bytes | None]:
+    """The lines of a byte stream; None for one above `limit` bytes, of which no more than that is held in memory."""
     pending: bytes | None = b""  # the unfinished last line; None once it is over the limit
+    for chunk in chunks:
+        *finished, last = chunk.split(b"\n")
+        for part in finished:
+            yield _without_return(_joined(pending, part, limit))
+            pending = b""
+        pending = _joined(pending, last, limit)
+    if pending is None or pending:
+        yield _without_return(pending)
+
+
+def _without_return(line: bytes | None) -> bytes | None:
+    return line[:-1] if line is not None and line.endswith(b"\r") else line
+
+
+def _bounded(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:
     total = 0
     for chunk in chunks:
         total += len(chunk)
@@ -150,20 +166,11 @@ def _split(chunks: Iterator[bytes], lines: list[bytes | None], path: Path) -> No
                 f"{path} is larger than {MAX_FILE_BYTES:,} bytes when decompressed",
                 hint="tables are read into memory: split the file, or take the rows you need",
             )
-        *finished, last = chunk.split(b"\n")
-        for part in finished:
-            lines.append(_joined(pending, part))
-            pending = b""
-        pending = _joined(pending, last)
-    if pending is None or pending:
-        lines.append(pending)
-    for index, line in enumerate(lines):
-        if line is not None and line.endswith(b"\r"):
-            lines[index] = line[:-1]
+        yield chunk
 
 
-def _joined(pending: bytes | None, part: bytes) -> bytes | None:
-    if pending is None or len(pending) + len(part) > MAX_RECORD_BYTES:
+def _joined(pending: bytes | None, part: bytes, limit: int) -> bytes | None:
+    if pending is None or len(pending) + len(part) > limit:
         return None
     return pending + part
 

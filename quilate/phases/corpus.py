@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from quilate.config import Config
+from quilate.curation.pipeline import OUTPUT
 from quilate.data.canaries import Canaries, make_canaries
 from quilate.data.language import MIN_CHARACTERS, NotChecked, check_language
 from quilate.data.sentences import sentences
@@ -56,9 +57,11 @@ class CanariesConfig(Config):
 
 
 class CorpusConfig(Config):
-    path: str
+    path: str = ""
     """A text file (.txt, also .gz and .zst), a folder or a .zip archive of text files, or a table (jsonl, csv,
     parquet), relative to the recipe's folder."""
+    curated: str | None = None
+    """Instead of a path: the name of a curated corpus of this recipe. A document is then a row, as of a table."""
     documents: Literal["file", "paragraph", "line", "sentence"] = "paragraph"
     """What one document is in a text file: a `paragraph` (between blank lines), a `line`, the whole `file`, or a
     `sentence` of a paragraph. In a table it is a row, or with `sentence` a sentence of a row. Sentences of one
@@ -85,6 +88,12 @@ class CorpusConfig(Config):
     """Put made-up secrets among the training documents, for a `privacy` stage to look for."""
 
     @model_validator(mode="after")
+    def _one_origin(self) -> CorpusConfig:
+        if bool(self.path) == (self.curated is not None):
+            raise ValueError("a corpus is read from a `path`, or is `curated: NAME`: give one of the two")
+        return self
+
+    @model_validator(mode="after")
     def _sentences_are_of_a_language(self) -> CorpusConfig:
         if self.documents == "sentence" and self.language in (None, "any"):
             raise ValueError("`documents: sentence` needs the text's `language`: the rules for sentences depend on it")
@@ -97,9 +106,9 @@ class CorpusStageConfig(Config):
 
 
 def _run(context: StageContext[CorpusStageConfig]) -> StageReport:
-    config = context.config.corpus
+    config, base = _located(context)
     counts: dict[str, int] = {}
-    source_of = _documents(config, context.base_folder, counts)
+    source_of = _documents(config, base, counts)
     documents = list(source_of)
     if config.max_documents is not None:
         counts["documents beyond max_documents"] = max(0, len(documents) - config.max_documents)
@@ -128,7 +137,7 @@ def _run(context: StageContext[CorpusStageConfig]) -> StageReport:
     size = sum(len(d.encode()) for d in train)
     context.note(f"{len(train)} documents ({size / 1e6:.2f} MB) to train on, {len(measured)} to measure with")
     facts: dict[str, Any] = {
-        "source": {"path": config.path, "sha256": content_of_corpus(config, context.base_folder)},
+        "source": {"path": config.path, "sha256": content_of_corpus(config, base)},
         "train_documents": len(train),
         "train_bytes": size,
         "held_out_documents": len(measured),
@@ -162,6 +171,14 @@ def _insert_canaries(context: StageContext[CorpusStageConfig], config: CanariesC
     added = sum(len(text.encode()) for text in inserted)
     context.note(f"{len(inserted)} documents of canaries added ({added / (added + size):.1%} of the training text)")
     return {"inserted": len(inserted), "bytes": added}
+
+
+def _located(context: StageContext[CorpusStageConfig]) -> tuple[CorpusConfig, Path]:
+    """The corpus's config with a path, and the folder that the path starts from."""
+    config = context.config.corpus
+    if config.curated is None:
+        return config, context.base_folder
+    return config.model_copy(update={"path": OUTPUT, "text": "text"}), context.inputs["curated"]
 
 
 def content_of_corpus(config: CorpusConfig, base: Path) -> str:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # scipy takes seconds to import
 Manifest = dict[str, Any]
 
 # Stages that read one file or folder each, named in their facts.
-READ_KINDS = ("corpus", "conversations", "preferences", "derive")
+READ_KINDS = ("curate", "corpus", "conversations", "preferences", "derive")
 
 # Of `Task.report`: rows that were read and then not used.
 DROPPED = (

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quilate.curation.sources import content_of_source
 from quilate.errors import ConfigError
 from quilate.files import digest, sha256_of_file
 from quilate.models.source import content_of_model
@@ -191,10 +192,7 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
     if any(BASE in models_given_to(node) for node in (recipe.stages | recipe.arms).values()):
         assert recipe.base is not None  # the recipe was validated
         graph.add(BASE, "base", {"model": recipe.base}, {}, content=content_of_model(recipe.base, base_folder))
-    for name, corpus in recipe.corpora.items():
-        stage = {"corpus": corpus.as_json(), "allow_leak": recipe.task is not None and recipe.task.allow_leak}
-        content = content_of_corpus(corpus, base_folder)
-        graph.add(f"corpus-{name}", "corpus", stage, _task_of(graph), content=content)
+    _add_corpora(graph, base_folder)
     for name, conversations in recipe.conversations.items():
         stage = {"conversations": conversations.as_json()}
         stage["allow_leak"] = recipe.task is not None and recipe.task.allow_leak
@@ -287,6 +285,22 @@ def _trained_on(node: StageConfig | ArmConfig | None) -> list[str]:
 
 def _task_of(graph: Graph) -> dict[str, str]:
     return {"task": "task"} if "task" in graph.nodes else {}
+
+
+def _add_corpora(graph: Graph, base_folder: Path) -> None:
+    """Raw text, curated or as it is."""
+    recipe = graph.recipe
+    for name, curated in recipe.curated.items():
+        read = {source: content_of_source(config, base_folder) for source, config in curated.sources.items()}
+        graph.add(f"curated-{name}", "curate", curated.as_json(), _task_of(graph), content=read)
+    for name, corpus in recipe.corpora.items():
+        stage = {"corpus": corpus.as_json(), "allow_leak": recipe.task is not None and recipe.task.allow_leak}
+        inputs, content = _task_of(graph), None
+        if corpus.curated is not None:
+            inputs["curated"] = f"curated-{corpus.curated}"
+        else:
+            content = content_of_corpus(corpus, base_folder)
+        graph.add(f"corpus-{name}", "corpus", stage, inputs, content=content)
 
 
 def _upstream_first(named: Mapping[str, StageConfig | ArmConfig]) -> list[str]:

@@ -10,6 +10,7 @@ from quilate.phases.stage import StageKind
 KINDS = {
     "task": "quilate.phases.inputs:TASK",
     "base": "quilate.phases.inputs:BASE",
+    "curate": "quilate.phases.curate:CURATE",
     "corpus": "quilate.phases.corpus:CORPUS",
     "conversations": "quilate.phases.conversations:CONVERSATIONS",
     "preferences": "quilate.phases.align.preferences:PREFERENCES",

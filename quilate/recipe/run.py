@@ -21,7 +21,7 @@ from quilate.recipe.schema import Recipe
 from quilate.recipe.spec import StageSpec
 
 MAKE_MODELS = ("base", "pretrain")
-USE_NO_MODEL = ("task", "base", "corpus", "baseline", "api", "alignment", "report")
+USE_NO_MODEL = ("task", "base", "curate", "corpus", "baseline", "api", "alignment", "report")
 RESULTS = {"alignment": ("alignment.json", "alignment.html"), "report": ("evidence.json", "evidence.html")}
 
 
@@ -42,7 +42,7 @@ def run_recipe(
 
     Args:
         base_folder: relative paths in the recipe start here.
-        out: the run's folder; `evidence` and `alignment`, `.json` and `.html`, are copied to its top.
+        out: the run's folder; `evidence`, `alignment` and data cards, `.json` and `.html`, are copied to its top.
         until: run only this stage and what it stands on.
 
     Raises:
@@ -74,6 +74,10 @@ def run_recipe(
                 stop=stop,
             )
             listener.finished(node, time.monotonic() - started, reused=False)
+        for node in nodes:
+            if node.kind == "curate":
+                for suffix in ("json", "html"):
+                    shutil.copyfile(node.folder(out) / f"data-card.{suffix}", out / f"{node.name}-card.{suffix}")
         if until is None:
             _copy_results(graph, out)
     return graph

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from quilate.config import Config
+from quilate.curation.config import CurateConfig
 from quilate.phases.adapt import AdaptConfig
 from quilate.phases.align.assay import AssayConfig
 from quilate.phases.align.derive import DeriveConfig
@@ -185,6 +186,8 @@ class Recipe(Config):
     tasks: dict[str, OtherTask] = Field(default_factory=dict)
     """Further tasks, by name, for `finetune` and `multitask` stages to train on. Every model that is fine-tuned in the
     recipe is then asked all of them and the recipe's own: what a step gained on one task and lost on another."""
+    curated: dict[str, CurateConfig] = Field(default_factory=dict)
+    """Raw sources to be made into clean text, by name, for corpora to be taken from."""
     corpora: dict[str, CorpusConfig] = Field(default_factory=dict)
     """Raw text, by name, for the stages to train on and to measure with."""
     conversations: dict[str, ConversationsConfig] = Field(default_factory=dict)
@@ -224,7 +227,7 @@ class Recipe(Config):
             raise ValueError("seeds must be distinct and not negative")
         return seeds
 
-    @field_validator("arms", "stages", "tasks", "corpora", "conversations", "preferences")
+    @field_validator("arms", "stages", "tasks", "curated", "corpora", "conversations", "preferences")
     @classmethod
     def _names_fit_folders(cls, named: dict[str, Any]) -> dict[str, Any]:
         for name in named:
@@ -240,8 +243,8 @@ class Recipe(Config):
         missing = [key for key in ("data", "task", "arms") if key not in given]
         if given and missing:
             raise ValueError(f"`{missing[0]}` is missing: {', '.join(f'`{key}`' for key in given)} need it")
-        if not given and not self.stages:
-            raise ValueError("there is nothing to do: give `data`, `task` and `arms`, or `stages`")
+        if not given and not self.stages and not self.curated:
+            raise ValueError("there is nothing to do: give `data`, `task` and `arms`, or `stages`, or `curated`")
         return self
 
     @model_validator(mode="after")
@@ -368,7 +371,16 @@ class Recipe(Config):
         self._require_sets("`alignment`", "preferences", self.alignment.preferences)
         return self
 
+    def _refuse_unknown_curated(self) -> None:
+        for name, corpus in self.corpora.items():
+            if corpus.curated is not None and corpus.curated not in self.curated:
+                known = ", ".join(self.curated) or "there are none"
+                raise ValueError(
+                    f"corpus '{name}' is taken from '{corpus.curated}', which is not in `curated`; known: {known}"
+                )
+
     def _refuse_unknown_corpora(self) -> None:
+        self._refuse_unknown_curated()
         known = [*self.corpora, *([TASK_CORPUS] if self.task else [])]
         for name, corpus in self.corpora.items():
             if corpus.neighbours is not None and self.task is None:

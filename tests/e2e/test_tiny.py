@@ -62,8 +62,8 @@ def test_the_lineage_reads_from_the_files_to_the_models(evidence: dict[str, Any]
         link = pending.pop()
         found.add(link["stage"])
         pending += [links[source] for source in link["inputs"]]
-    assert {"masked-s0", "corpus-pueblo", "corpus-pueblo file", "task", "all file"} <= found
-    assert names["corpus-pueblo file"]["path"].endswith("tiny.txt")
+    assert {"masked-s0", "corpus-pueblo", "curated-pueblo", "curated-pueblo file", "task", "all file"} <= found
+    assert names["curated-pueblo file"]["path"].endswith("tiny.txt")
     assert names["conversations-ventanilla file"]["id"] in names["conversations-ventanilla"]["inputs"]
     assert names["conversations-ventanilla"]["id"] in names["chat-s0"]["inputs"]
 
