@@ -18,6 +18,7 @@ def run(
     out: Path | None = None,
     lang: Language | None = None,
     with_text: bool = False,
+    allow_code: bool = False,
     json: bool = False,
 ) -> None:
     """Run a recipe to its end. Finished stages are reused, interrupted ones continue.
@@ -34,6 +35,8 @@ def run(
         Language of the table and the report; the task's by default.
     with_text
         Write the wrongly answered test items, with their texts, to errors/ARM.csv.
+    allow_code
+        Run the Python files that the recipe names as rewards; read them first.
     json
         Print evidence.json (of a recipe without a task: what was measured) instead of the table, and no progress.
     """
@@ -50,7 +53,10 @@ def run(
     display = RunDisplay(quiet=json)
     try:
         with stop_on_signals() as stop:
-            graph = run_recipe(parsed, base_folder=recipe.resolve().parent, out=folder, listener=display, stop=stop)
+            graph = run_recipe(
+                parsed, base_folder=recipe.resolve().parent, out=folder, listener=display, stop=stop,
+                allow_code=allow_code,
+            )  # fmt: skip
     finally:
         display.close()
     if not parsed.arms:

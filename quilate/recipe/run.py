@@ -12,6 +12,7 @@ from quilate.engine.interrupts import StopRequest
 from quilate.engine.runlog import Progress
 from quilate.errors import GateError, Interrupted
 from quilate.files import folder_lock, make_folder, write_json
+from quilate.phases.align.scoring import FunctionReward
 from quilate.recipe.evidence_stage import run_plan
 from quilate.recipe.executors.subprocess import StageProcesses
 from quilate.recipe.graph import Graph, Node, build_graph
@@ -36,7 +37,14 @@ class RunListener(Protocol):
 
 
 def run_recipe(
-    recipe: Recipe, *, base_folder: Path, out: Path, listener: RunListener, stop: StopRequest, until: str | None = None
+    recipe: Recipe,
+    *,
+    base_folder: Path,
+    out: Path,
+    listener: RunListener,
+    stop: StopRequest,
+    until: str | None = None,
+    allow_code: bool = False,
 ) -> Graph:
     """Bring every stage of the recipe to its end.
 
@@ -44,12 +52,16 @@ def run_recipe(
         base_folder: relative paths in the recipe start here.
         out: the run's folder; `evidence`, `alignment` and data cards, `.json` and `.html`, are copied to its top.
         until: run only this stage and what it stands on.
+        allow_code: run the Python files that rewards of kind `function` name.
 
     Raises:
+        GateError: there are such files, and `allow_code` was not given.
         Interrupted: a stop was requested; finished stages and checkpoints are kept.
         MachineError: another process works in `out`.
         QuilateError: what a stage raised.
     """
+    if not allow_code:
+        _refuse_code(recipe)
     with folder_lock(out), StageProcesses() as processes:
         graph = build_graph(recipe, base_folder)
         nodes = graph.upstream(until) if until else list(graph.nodes.values())
@@ -111,6 +123,17 @@ def _copy_results(graph: Graph, out: Path) -> None:
     for stage, names in RESULTS.items():
         for name in names if stage in graph.nodes else ():
             shutil.copyfile(graph.nodes[stage].folder(out) / name, out / name)
+
+
+def _refuse_code(recipe: Recipe) -> None:
+    """A recipe is data, whoever wrote it; what it can make this machine do must not grow with a key in it."""
+    for name, stage in recipe.stages.items():
+        for source in getattr(stage, "rewards", {}).values():
+            if isinstance(source, FunctionReward):
+                raise GateError(
+                    f"stage '{name}' would run Python code, {source.path}",
+                    hint="read the file; if you trust it, give --allow-code",
+                )
 
 
 def spec_of(node: Node, graph: Graph, out: Path, base_folder: Path) -> StageSpec:

@@ -12,6 +12,7 @@ from torch import Tensor
 from quilate.objectives.policy_gradient import grpo_advantages, rloo_advantages, token_kl
 from quilate.phases.align.online import Method, OnlineTraining, default_rate, learn, start
 from quilate.phases.align.rollouts import Rollouts
+from quilate.phases.align.scoring import Scores
 from quilate.phases.stage import StageContext, StageKind, StageReport
 
 DEFAULT_RATE = {"full": 1e-6, "lora": 1e-5}  # TRL's default for both; LoRA's ten times that
@@ -43,11 +44,12 @@ def grpo(config: GrpoConfig) -> Method:
     """What GRPO and RLOO add to the common part. The loss is a mean over all tokens of a step (Yu et al. 2025, "DAPO"):
     over each completion's own first, as GRPO had it, long wrong answers would cost less a token than short ones."""
 
-    def advantages(rollouts: Rollouts, scores: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    def advantages(rollouts: Rollouts, scores: Scores, beta: float) -> tuple[Tensor, Tensor]:
+        total = scores.total
         if config.advantage == "rloo":
             kl = token_kl(rollouts.log_probs, rollouts.reference, "k1")
-            scores = scores - beta * torch.where(rollouts.mask, kl, 0.0).sum(1)
-        groups = scores.view(-1, config.samples)
+            total = total - beta * torch.where(rollouts.mask, kl, 0.0).sum(1)
+        groups = total.view(-1, config.samples)
         each = rloo_advantages(groups) if config.advantage == "rloo" else grpo_advantages(groups, scale=config.scale)
         return torch.where(rollouts.mask, each.reshape(-1, 1), 0.0), torch.empty(0)
 

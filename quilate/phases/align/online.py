@@ -20,8 +20,7 @@ from quilate import faults
 from quilate.data.packing import Example
 from quilate.engine.completions import WithoutDropout
 from quilate.errors import ConfigError, DataError
-from quilate.evaluation.rewards import mean_report
-from quilate.files import sha256_of_file, write_jsonl
+from quilate.files import write_jsonl
 from quilate.models.load import context_length, load_tokenizer, trainable_parameters
 from quilate.models.tuning.lora import TAKEN_FROM_THE_BASE, LoraConfig
 from quilate.objectives.policy_gradient import masked_mean, penalize_missing_end, ppo_policy_loss, token_kl
@@ -36,6 +35,7 @@ from quilate.phases.align.experience import (
     plan_iterations,
     stacked_tokens,
 )
+from quilate.phases.align.outcomes import describe_outcome, outcome_report, outcome_rows
 from quilate.phases.align.preferences import stored_preferences
 from quilate.phases.align.roles import Roles, make_roles
 from quilate.phases.align.rollouts import (
@@ -48,7 +48,7 @@ from quilate.phases.align.rollouts import (
     prompts_of_judgements,
     stop_tokens,
 )
-from quilate.phases.align.scoring import AnyReward, RulesReward, Scorer, StageReward, TextReward
+from quilate.phases.align.scoring import AnyReward, Scorer, Scores, StageReward
 from quilate.phases.align.training import load_policy
 from quilate.phases.conversations import stored_conversations
 from quilate.phases.example_training import ExampleTraining, train, training_flops
@@ -107,6 +107,9 @@ class OnlineTraining(ExampleTraining):
     """Add `missing_end` to the score instead of replacing it."""
     beta: float = Field(default=0.05, ge=0)
     """How dear it is to leave the reference: the weight of the KL divergence."""
+    measure_training: int = Field(default=0, ge=0)
+    """Completions of each training prompt to measure with besides the held-out ones: what the policy has learned to
+    earn there, not what it earns elsewhere."""
     clip: float = Field(default=0.2, gt=0)
     """Furthest that a token's probability ratio is pushed from 1 by one iteration."""
     once: bool = False
@@ -138,8 +141,8 @@ class Method:
     """What one method adds to the common part.
 
     Attributes:
-        advantages: of rollouts, their scores [B] and beta: (advantages, returns), both [B, T]; returns are empty
-            without a value model.
+        advantages: of rollouts, their scores and beta: (advantages, returns), both [B, T]; returns are empty without a
+            value model.
         next_beta: from the logs of the iterations so far.
         kl_in_loss: the weight of the differentiable KL (k3); 0 where it stands in the rewards.
         value_loss: of a `ValuePart` and the values [S] now: losses and whether each was clipped.
@@ -147,7 +150,7 @@ class Method:
     """
 
     rate: float
-    advantages: Callable[[Rollouts, Tensor, float], tuple[Tensor, Tensor]]
+    advantages: Callable[[Rollouts, Scores, float], tuple[Tensor, Tensor]]
     next_beta: Callable[[list[dict[str, Any]]], float]
     kl_in_loss: float = 0.0
     value_loss: Callable[[ValuePart, Tensor], tuple[Tensor, Tensor]] | None = None
@@ -213,7 +216,7 @@ class Online:
     """A stage under way: prompts, models and rewards.
 
     Attributes:
-        held_out: prompts by set, never trained on.
+        measured: prompts by set; those of sets called "NAME (training)" are trained on too, the others never.
         counts: what was left out.
     """
 
@@ -223,7 +226,7 @@ class Online:
     writer: Writer
     scorer: Scorer
     prompts: list[Prompt]
-    held_out: dict[str, list[Prompt]]
+    measured: dict[str, list[Prompt]]
     counts: Counter[str]
     parameters: int
     streams: Streams
@@ -243,15 +246,18 @@ class Online:
             self.roles, written, self.config.temperature, self.config.micro_batch_tokens, check_stop=check_stop
         )
 
-    def scores(self, rollouts: Rollouts) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted reward of each completion, that of a missing end included, and every part of it: [B]."""
-        total, parts = self.scorer(rollouts)
-        config, ended = self.config, torch.tensor(rollouts.completions.ended)
-        if config.missing_end is not None:
-            total = penalize_missing_end(
-                total, ended, penalty=config.missing_end, replace=not config.missing_end_subtracts
-            )
-        return total, parts
+    def scores(self, rollouts: Rollouts) -> Scores:
+        """What the completions are worth, the price of a missing end included."""
+        written, config = rollouts.completions, self.config
+        scores = self.scorer(written, rollouts.rewards)
+        if config.missing_end is None:
+            return scores
+        ended, replaces = torch.tensor(written.ended), not config.missing_end_subtracts
+        total = penalize_missing_end(scores.total, ended, penalty=config.missing_end, replace=replaces)
+        by_token = scores.by_token
+        if by_token is not None and replaces:
+            by_token = torch.where(ended[:, None], by_token, 0.0)
+        return replace(scores, total=total, by_token=by_token)
 
 
 def start(
@@ -259,9 +265,12 @@ def start(
     *,
     value: bool,
     value_scale: float = 1.0,
-    functions: Mapping[str, TextReward] | None = None,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Online:
     """Load the policy (an adapter is merged first), everything that stands beside it, and the prompts.
+
+    Args:
+        functions: see `Scorer`.
 
     Raises:
         DataError: no prompt can be used.
@@ -277,7 +286,7 @@ def start(
             f"max_new_tokens is {config.max_new_tokens} and the model's context {context_length(model)} tokens",
             hint="lower max_new_tokens, so that a prompt fits before the completion",
         )
-    prompts, held_out, counts = _prompts(context, template, min(config.prompt_tokens, room))
+    prompts, measured, counts = _prompts(context, template, min(config.prompt_tokens, room))
     writer = Writer(template, stop_tokens(model, template, config.format), config.temperature, config.max_new_tokens)
     folders = {name: context.inputs[f"reward:{stage}"] for name, stage in config.reward_stages().items()}
     _check_vocabularies(folders, template)
@@ -287,8 +296,11 @@ def start(
     for name in folders:
         if lora is not None and name not in roles.shared:
             context.note(f"reward {name}: a model of its own beside the policy's base, for it was made on another")
-    scorer = Scorer(config.rewards, base=context.base_folder, folder=context.folder, functions=functions)
-    return Online(context, template, roles, writer, scorer, prompts, held_out, counts, parameters, streams)
+    scorer = Scorer(
+        config.rewards, base=context.base_folder, folder=context.folder, functions=functions,
+        tokenizer=template.tokenizer,
+    )  # fmt: skip
+    return Online(context, template, roles, writer, scorer, prompts, measured, counts, parameters, streams)
 
 
 def _check_vocabularies(folders: Mapping[str, Path], template: ChatTemplate) -> None:
@@ -322,8 +334,8 @@ def _prompts(
                 else:
                     found += named
     # Of one set they are apart already; two sets may share prompts.
-    measured = {normalize(prompt.text) for prompts in held_out.values() for prompt in prompts}
-    kept = [prompt for prompt in found if normalize(prompt.text) not in measured]
+    texts = {normalize(prompt.text) for prompts in held_out.values() for prompt in prompts}
+    kept = [prompt for prompt in found if normalize(prompt.text) not in texts]
     counts["prompts that another set holds out"] = len(found) - len(kept)
     if not kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
@@ -331,8 +343,12 @@ def _prompts(
             f"no prompt is left to learn from: {reasons or 'the sets are empty'}",
             hint="raise `prompt_tokens`, or hold out less",
         )
-    held_out = {name: prompts for name, prompts in held_out.items() if prompts}
-    return kept, held_out, Counter({reason: count for reason, count in counts.items() if count})
+    measured = {name: prompts for name, prompts in held_out.items() if prompts}
+    if config.measure_training:
+        for prompt in kept:
+            name = f"{prompt.id.partition(':')[0]} (training)"
+            measured.setdefault(name, []).extend([prompt] * config.measure_training)
+    return kept, measured, Counter({reason: count for reason, count in counts.items() if count})
 
 
 def _read(
@@ -373,11 +389,11 @@ def explorer(online: Online, method: Method) -> Callable[[Iteration, list[dict[s
 
     def explore(iteration: Iteration, earlier: list[dict[str, Any]]) -> Experience:
         rollouts = online.rollouts([online.prompts[i] for i in iteration.prompts], "rollouts", iteration.number)
-        scores, parts = online.scores(rollouts)
+        scores = online.scores(rollouts)
         beta = method.next_beta(earlier)
         advantages, returns = method.advantages(rollouts, scores, beta)
         log: dict[str, Any] = {"iteration": iteration.number, "step": iteration.first_step, "beta": beta}
-        log |= summary(rollouts, scores, parts, samples=online.config.samples)
+        log |= summary(rollouts, scores, samples=online.config.samples)
         if rollouts.values is not None:
             log["explained_variance"] = _explained_variance(rollouts.values, returns, rollouts.mask)
         _alarm(online.context, log, earlier)
@@ -390,19 +406,20 @@ def explorer(online: Online, method: Method) -> Callable[[Iteration, list[dict[s
     return explore
 
 
-def summary(rollouts: Rollouts, scores: Tensor, parts: Mapping[str, Tensor], *, samples: int) -> dict[str, Any]:
+def summary(rollouts: Rollouts, scores: Scores, *, samples: int) -> dict[str, Any]:
     """The health of some rollouts: means over completions, JSON-able.
 
     `kl` is summed over each completion's tokens (k1, from the reference); `entropy` is the mean of -log p of the
     sampled tokens; `without_spread` the share of prompts all of whose completions got one score.
     """
-    groups = scores.view(-1, samples)
+    total = scores.total
+    groups = total.view(-1, samples)
     kl = token_kl(rollouts.log_probs, rollouts.reference, "k1")
     return {
-        "completions": len(scores),
-        "score": float(scores.mean()),
-        "score_deviation": float(scores.std(correction=0)),
-        "rewards": {name: float(values.mean()) for name, values in parts.items()},
+        "completions": len(total),
+        "score": float(total.mean()),
+        "score_deviation": float(total.std(correction=0)),
+        "rewards": {name: float(values.mean()) for name, values in scores.parts.items()},
         "kl": float(torch.where(rollouts.mask, kl, 0.0).sum(1).mean()),
         "entropy": -float(masked_mean(rollouts.log_probs, rollouts.mask)),
         "tokens": float(rollouts.mask.sum(1).float().mean()),
@@ -452,7 +469,8 @@ def learn(online: Online, method: Method) -> StageReport:
     trainable = trainable_parameters(online.roles.trained)
     save_chat_model(context.folder, online.roles.finished_model(), online.template)
     log = batches.log()
-    _describe(context, before, after)
+    for name, found in after.items():
+        describe_outcome(context, name, before[name], found)
     return StageReport(
         train_tokens=fitted.tokens,
         flops=_flops(online, fitted.tokens, trainable),
@@ -488,45 +506,19 @@ def _flops(online: Online, tokens: int, trainable: int) -> float:
 
 
 def measure(online: Online, name: str) -> dict[str, Any]:
-    """What the policy earns on held-out prompts, a completion each, sampled with the same random numbers every time;
-    what it wrote is left in `held-out-{name}.jsonl`."""
+    """What the policy earns by set of prompts, sampled with the same random numbers every time; what it wrote is left
+    in `held-out-{name}.jsonl`."""
     report: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
-    for set_name, prompts in online.held_out.items():
+    for set_name, prompts in online.measured.items():
         rollouts = online.rollouts(prompts, "held out", set_name, check_stop=online.context.stop.raise_if_set)
-        scores, parts = online.scores(rollouts)
-        groups = [prompt.group for prompt in prompts]
-        log = summary(rollouts, scores, parts, samples=1)
-        report[set_name] = {
-            "score": mean_report(scores.numpy(), groups),
-            "rewards": {part: mean_report(values.numpy(), groups) for part, values in parts.items()},
-            **{key: round(log[key], 4) for key in ("kl", "entropy", "tokens", "ended")},
-        }
-        for i, prompt in enumerate(prompts):
-            written = {"id": prompt.id, "prompt": prompt.text, "completion": rollouts.completions.texts[i]}
-            rows.append(written | {"score": float(scores[i])} | {part: float(v[i]) for part, v in parts.items()})
+        scores = online.scores(rollouts)
+        log = summary(rollouts, scores, samples=1)
+        report[set_name] = outcome_report(rollouts.completions, scores)
+        report[set_name] |= {key: round(log[key], 4) for key in ("kl", "entropy")}
+        rows += outcome_rows(rollouts.completions, scores)
     write_jsonl(online.context.folder / f"held-out-{name}.jsonl", rows)
     return report
-
-
-def _describe(context: StageContext[Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    for name, found in after.items():
-        was, now = before[name]["score"], found["score"]
-        context.note(
-            f"{name}: {now['items']} held-out prompts of {now['groups']} groups: reward {was['mean']:.3f} -> "
-            f"{now['mean']:.3f} ({now['low']:.3f} to {now['high']:.3f}), KL {found['kl']:.2f} nats a completion, "
-            f"{found['ended']:.0%} end, {found['tokens']:.0f} tokens"
-        )
-
-
-def content_of_rewards(config: OnlineTraining, base: Path) -> dict[str, str] | None:
-    """The digest of every file of rules, by the reward's name; None if there is none.
-
-    Raises:
-        DataError: one is missing.
-    """
-    paths = {name: source.path for name, source in config.rewards.items() if isinstance(source, RulesReward)}
-    return {name: sha256_of_file(base / path) for name, path in paths.items()} or None
 
 
 def default_rate(config: OnlineTraining, rates: Mapping[str, float]) -> float:

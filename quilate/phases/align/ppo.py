@@ -27,7 +27,7 @@ from quilate.objectives.policy_gradient import (
 from quilate.phases.align.experience import ValuePart
 from quilate.phases.align.online import Method, OnlineTraining, default_rate, learn, start
 from quilate.phases.align.rollouts import Rollouts
-from quilate.phases.align.scoring import StageReward
+from quilate.phases.align.scoring import Scores, StageReward
 from quilate.phases.corpus import corpus_documents
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.rng import numpy_stream
@@ -103,10 +103,11 @@ class TextPieces:
 def ppo(config: PpoConfig, texts: TextPieces | None = None) -> Method:
     """What PPO adds to the common part."""
 
-    def advantages(rollouts: Rollouts, scores: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    def advantages(rollouts: Rollouts, scores: Scores, beta: float) -> tuple[Tensor, Tensor]:
         assert rollouts.values is not None  # `start` was told to make a value model
         kl = token_kl(rollouts.log_probs, rollouts.reference, "k1")
-        rewards = token_rewards(scores, kl, rollouts.mask, beta=beta)
+        by_token = torch.zeros_like(kl) if scores.by_token is None else scores.by_token
+        rewards = by_token + token_rewards(scores.total - by_token.sum(1), kl, rollouts.mask, beta=beta)
         estimated = gae(rewards, rollouts.values, rollouts.mask, gamma=config.gamma, lam=config.lam)
         return masked_whiten(estimated.advantages, rollouts.mask), estimated.returns
 

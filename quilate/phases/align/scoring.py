@@ -1,23 +1,38 @@
-"""Where rewards come from: trained reward models, right answers, a user's rules. Several are added with weights."""
+"""Where rewards come from: trained reward models, right answers, a user's rules or functions. Several are added with
+weights.
+
+Shapes: B completions, T the longest one's tokens.
+"""
 
 from __future__ import annotations
 
-import math
 import re
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from quilate.config import Config, load
-from quilate.errors import DataError
-from quilate.files import write_jsonl
-from quilate.phases.align.rollouts import Prompt, Rollouts
+from quilate.errors import ConfigError, DataError
+from quilate.files import sha256_of_file, write_jsonl
+from quilate.phases.align.functions import (
+    SECONDS,
+    BadRewardError,
+    Score,
+    UserFunction,
+    function_of_file,
+    is_finite,
+    split_place,
+    time_limit,
+)
+from quilate.phases.align.rollouts import Completions
 
 # A rule that takes longer for a batch of completions backtracks without end (guess: real ones take milliseconds).
 RULE_SECONDS = 20.0
@@ -58,6 +73,26 @@ class RulesReward(RewardSource):
     """A YAML file with `rules`, relative to the recipe's folder."""
 
 
+class FunctionReward(RewardSource):
+    kind: Literal["function"]
+    """What a Python function of yours gives: `(prompts, completions) -> scores`, a number for each completion. See
+    [alignment](alignment.md)."""
+    path: str
+    """`FILE.py:FUNCTION`, relative to the recipe's folder. The file is run, so `quilate run` asks for
+    `--allow-code`."""
+    timeout: float = Field(default=SECONDS, gt=0)
+    """Seconds for one call, with all completions of an iteration; a function that takes longer stops the stage."""
+
+    @field_validator("path")
+    @classmethod
+    def _names_a_function(cls, place: str) -> str:
+        try:
+            split_place(place)
+        except ConfigError as error:
+            raise ValueError(f"{error.message}: {error.hint}") from error
+        return place
+
+
 class Rule(Config):
     name: str = Field(pattern=r"^[\w .-]+$")
     """What its share is called in logs."""
@@ -80,10 +115,26 @@ class Rules(Config):
     """Every rule counts for itself."""
 
 
-AnyReward = Annotated[StageReward | AnswerReward | RulesReward, Field(discriminator="kind")]
+TextReward = AnswerReward | RulesReward | FunctionReward  # what needs no model
+AnyReward = Annotated[StageReward | TextReward, Field(discriminator="kind")]
 
-# (prompts, completions as text) -> name of a part -> a score for each completion. The parts are added.
-TextReward = Callable[[Sequence[Prompt], Sequence[str]], Mapping[str, Sequence[float]]]
+# Completions -> name of a part -> a score for each, or for each token of each. The parts are added.
+Reward = Callable[[Completions], Mapping[str, Sequence[Score]]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What completions are worth.
+
+    Attributes:
+        total: [B] the weighted sum of all rewards, those of single tokens included.
+        parts: source, or source/part -> [B], unweighted.
+        by_token: [B, T] the share of `total` that belongs to single tokens; None if no reward tells it.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    by_token: Tensor | None = None
 
 
 class Scorer:
@@ -93,7 +144,8 @@ class Scorer:
         sources: by name, as configured.
         base: what paths are relative to.
         folder: where offending completions are left when a reward is no number.
-        functions: further rewards, of weight 1: what a Python caller brings.
+        functions: what sources of kind `function` are, by name; the others are loaded from their files.
+        tokenizer: for functions that want to see tokens.
     """
 
     def __init__(
@@ -102,61 +154,102 @@ class Scorer:
         *,
         base: Path,
         folder: Path,
-        functions: Mapping[str, TextReward] | None = None,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self.folder = folder
         self.weights = {name: source.weight for name, source in sources.items()}
-        self.functions: dict[str, TextReward] = dict(functions or {})
+        self.functions: dict[str, Reward] = {}
         for name, source in sources.items():
-            if isinstance(source, AnswerReward):
-                self.functions[name] = exact_match(source.extract)
-            elif isinstance(source, RulesReward):
-                self.functions[name] = matched_rules(load(Rules, base / source.path))
+            match source:
+                case AnswerReward():
+                    self.functions[name] = exact_match(source.extract)
+                case RulesReward():
+                    self.functions[name] = matched_rules(load(Rules, base / source.path))
+                case FunctionReward():
+                    known = (functions or {}).get(name)
+                    user = UserFunction(known or function_of_file(source.path, base), source.timeout)
+                    self.functions[name] = partial(user, tokenizer=tokenizer)
 
-    def __call__(self, rollouts: Rollouts) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum [B], and every part by itself, unweighted: source or source/part -> [B].
+    def __call__(self, written: Completions, judged: Mapping[str, Tensor] | None = None) -> Scores:
+        """Score completions.
+
+        Args:
+            judged: what reward models gave, by name: [B].
 
         Raises:
-            DataError: a reward is not finite, or there are not as many as completions; the completions are in
-                `bad-reward.jsonl` of the stage's folder.
+            DataError: a reward raised, hung, is not finite, or there are not as many as completions (or as its
+                tokens); the completions are in `bad-reward.jsonl` of the stage's folder.
         """
-        written = rollouts.completions
-        total, parts = torch.zeros(len(written.texts)), dict(rollouts.rewards)
-        for name, scores in rollouts.rewards.items():
-            self._check(name, scores.tolist(), rollouts)
+        parts: dict[str, Tensor] = dict(judged or {})
+        by_token = torch.zeros(len(written.texts), max(map(len, written.tokens)))
+        total = torch.zeros(len(written.texts))
+        for name, scores in parts.items():
+            self._check(name, scores.tolist(), written)
             total += self.weights[name] * scores
         for name, function in self.functions.items():
-            for part, given in function(written.prompts, written.texts).items():
-                self._check(name, given, rollouts)
-                values = torch.tensor(given, dtype=torch.float32)
+            try:
+                given = function(written)
+            except BadRewardError as error:
+                raise self._refusal(name, str(error), error.rows, written) from error
+            for part, scores in given.items():
+                self._check(name, scores, written)
+                weight = self.weights[name]
+                for row, score in enumerate(scores):
+                    if isinstance(score, list):
+                        by_token[row, : len(score)] += weight * torch.tensor(score)
+                values = torch.tensor([sum(s) if isinstance(s, list) else s for s in scores], dtype=torch.float32)
                 parts[f"{name}/{part}" if part else name] = values
-                total += self.weights.get(name, 1.0) * values
-        return total, parts
+                total += weight * values
+        return Scores(total, parts, by_token if by_token.any() else None)
 
-    def _check(self, name: str, scores: Sequence[float], rollouts: Rollouts) -> None:
-        texts = rollouts.completions.texts
-        wrong = [i for i, score in enumerate(scores) if not math.isfinite(score)]
-        if len(scores) == len(texts) and not wrong:
-            return
-        prompts = rollouts.completions.prompts
-        rows = [
-            {"id": prompts[i].id, "prompt": prompts[i].text, "completion": texts[i]} for i in wrong or range(len(texts))
-        ]
-        write_jsonl(self.folder / "bad-reward.jsonl", rows)
-        seen = f"{len(scores)} scores for {len(texts)} completions" if not wrong else f"{scores[wrong[0]]} as a score"
-        raise DataError(
-            f"the reward '{name}' gave {seen}", hint=f"the completions are in {self.folder / 'bad-reward.jsonl'}"
+    def _check(self, name: str, scores: Sequence[Score], written: Completions) -> None:
+        if len(scores) != len(written.texts):
+            seen = f"gave {len(scores)} scores for {len(written.texts)} completions"
+            raise self._refusal(name, seen, None, written)
+        infinite = [row for row, score in enumerate(scores) if not is_finite(score)]
+        if infinite:
+            raise self._refusal(name, f"gave {scores[infinite[0]]} as a score", infinite, written)
+        for row, score in enumerate(scores):
+            if isinstance(score, list) and len(score) != len(written.tokens[row]):
+                seen = f"gave {len(score)} scores for the {len(written.tokens[row])} tokens of a completion"
+                raise self._refusal(name, seen, [row], written)
+
+    def _refusal(self, name: str, seen: str, rows: Sequence[int] | None, written: Completions) -> DataError:
+        path = self.folder / "bad-reward.jsonl"
+        chosen = range(len(written.texts)) if rows is None else rows
+        prompts = written.prompts
+        write_jsonl(
+            path,
+            [{"id": prompts[i].id, "prompt": prompts[i].text, "completion": written.texts[i]} for i in chosen],
         )
+        return DataError(f"the reward '{name}' {seen}", hint=f"the completions are in {path}; what was saved is intact")
 
 
-def exact_match(extract: str | None = None) -> TextReward:
+def content_of_rewards(rewards: Mapping[str, RewardSource], base: Path) -> dict[str, str] | None:
+    """The digest of every file of rules or functions, by the reward's name; None if there is none.
+
+    Raises:
+        DataError: one is missing.
+    """
+    paths = {}
+    for name, source in rewards.items():
+        if isinstance(source, RulesReward):
+            paths[name] = source.path
+        elif isinstance(source, FunctionReward):
+            paths[name] = split_place(source.path)[0]
+    return {name: sha256_of_file(base / path) for name, path in paths.items()} or None
+
+
+def exact_match(extract: str | None = None) -> Reward:
     """1 where a completion (or what `extract` finds in it) is its prompt's answer, but for case and white space."""
     pattern = None if extract is None else _compiled(extract)
 
-    def score(prompts: Sequence[Prompt], texts: Sequence[str]) -> Mapping[str, Sequence[float]]:
-        with _time_limit(extract or ""):
+    def score(written: Completions) -> Mapping[str, Sequence[Score]]:
+        texts = written.texts
+        with _pattern_limit(extract or ""):
             given = [text if pattern is None else next(iter(pattern.findall(text)[-1:]), None) for text in texts]
-        return {"": [float(_same(one, prompt.answer)) for one, prompt in zip(given, prompts, strict=True)]}
+        return {"": [float(_same(one, p.answer)) for one, p in zip(given, written.prompts, strict=True)]}
 
     return score
 
@@ -167,15 +260,15 @@ def _same(given: str | None, answer: str | None) -> bool:
     return given.casefold().split() == answer.casefold().split()
 
 
-def matched_rules(rules: Rules) -> TextReward:
+def matched_rules(rules: Rules) -> Reward:
     """Each rule's score where its pattern is found, 0 elsewhere."""
     compiled = {rule.name: (_compiled(rule.pattern), rule.score) for rule in rules.rules}
 
-    def score(_: Sequence[Prompt], texts: Sequence[str]) -> Mapping[str, Sequence[float]]:
-        found = {}
+    def score(written: Completions) -> Mapping[str, Sequence[Score]]:
+        found: dict[str, Sequence[Score]] = {}
         for name, (pattern, points) in compiled.items():
-            with _time_limit(pattern.pattern):
-                found[name] = [points if pattern.search(text) else 0.0 for text in texts]
+            with _pattern_limit(pattern.pattern):
+                found[name] = [points if pattern.search(text) else 0.0 for text in written.texts]
         return found
 
     return score
@@ -189,19 +282,13 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 @contextmanager
-def _time_limit(pattern: str) -> Iterator[None]:
-    """Python's own matching can take exponential time; it looks at signals meanwhile (main thread only)."""
-
-    def too_long(*_: object) -> None:
+def _pattern_limit(pattern: str) -> Iterator[None]:
+    """Python's own matching can take exponential time."""
+    try:
+        with time_limit(RULE_SECONDS):
+            yield
+    except TimeoutError as error:
         raise DataError(
             f"the pattern '{pattern}' did not finish within {RULE_SECONDS:.0f} s",
             hint="nested repetitions such as (a+)+ backtrack without end: rewrite it",
-        )
-
-    previous = signal.signal(signal.SIGALRM, too_long)
-    signal.setitimer(signal.ITIMER_REAL, RULE_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        ) from error

@@ -1,8 +1,8 @@
-"""A policy to train on made-up prompts, and rewards whose optimum is known."""
+"""A policy to train on made-up prompts, and a reward."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from quilate.config import Config, validate
 from quilate.engine.interrupts import StopRequest
 from quilate.engine.runlog import ProgressListener
 from quilate.phases.align.online import Online, start
-from quilate.phases.align.rollouts import Prompt
 from quilate.phases.stage import StageContext, StageReport
 from quilate.recipe.kinds import stage_kind
 
@@ -24,11 +23,6 @@ SETTINGS: dict[str, Any] = {
     "passes": 2, "epochs": 1,
 }  # fmt: skip
 ALWAYS = {"todo": {"kind": "rules", "path": "todo.yaml"}}
-
-
-def early_letters(prompts: Sequence[Prompt], texts: Sequence[str]) -> Mapping[str, Sequence[float]]:
-    """Which share of a completion's characters is of the alphabet's first half."""
-    return {"": [sum(c in "abcdefghijklm" for c in text) / max(1, len(text)) for text in texts]}
 
 
 def asked(folder: Folder) -> Folder:
