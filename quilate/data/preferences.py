@@ -46,6 +46,7 @@ class JudgedPrompt:
         demonstrations: indices of completions that people wrote to be imitated.
         group: what must stay on one side of a split: a conversation, a post, a patient.
         derived: the judgements follow from a rule; nobody made them.
+        times: how often the source has each completion with its reward; empty where each counts once.
     """
 
     id: str
@@ -57,6 +58,7 @@ class JudgedPrompt:
     demonstrations: tuple[int, ...]
     group: str
     derived: bool = False
+    times: tuple[int, ...] = ()
 
     @property
     def question(self) -> str:
@@ -115,6 +117,7 @@ class _Draft:
     pairs: dict[tuple[int, int], float | None] = field(default_factory=dict)
     labels: dict[int, bool | None] = field(default_factory=dict)
     rewards: dict[int, float] = field(default_factory=dict)
+    times: Counter[int] = field(default_factory=Counter)
     demonstrations: dict[int, None] = field(default_factory=dict)
 
     def add(self, completion: str) -> int:
@@ -161,10 +164,13 @@ class _Collector:
                 pairs = sorted(pairs, key=lambda p: -(p.strength or 0.0))[:max_pairs]
             everything = range(len(draft.completions))
             labels = tuple(draft.labels.get(i) for i in everything)
-            if pairs or draft.rewards or draft.demonstrations or any(label is not None for label in labels):
+            judges = pairs or draft.rewards or draft.demonstrations or any(label is not None for label in labels)
+            if judges or name == PROMPTS_ONLY:
                 rewards = tuple(draft.rewards.get(i) for i in everything)
                 judged = draft.prompt, tuple(draft.completions), tuple(pairs), labels, rewards
-                prompts.append(JudgedPrompt(id, *judged, tuple(draft.demonstrations), draft.group, draft.derived))
+                times = tuple(draft.times[i] for i in everything) if draft.times else ()
+                demonstrations = tuple(draft.demonstrations)
+                prompts.append(JudgedPrompt(id, *judged, demonstrations, draft.group, draft.derived, times))
         return Preferences(prompts, {k: v for k, v in self.counts.items() if v}, name)
 
 
@@ -178,6 +184,8 @@ def read_preferences(rows: Sequence[Row], columns: Sequence[str], limits: Limits
         DataError: the columns are of no format that is known, or not one row can be used.
     """
     name = next((name for name, f in FORMATS.items() if set(f.columns) <= set(columns)), None)
+    if name == PROMPTS_ONLY and not set(columns) <= {"prompt", "group"}:
+        name = None  # judgements, but of a form that is not known: not to be passed over in silence
     if name is None:
         known = "; ".join(" + ".join(f.columns) for f in FORMATS.values())
         raise DataError(f"these columns hold no judgements: {', '.join(columns)}", hint=f"known: {known}")
@@ -247,6 +255,11 @@ def _read_reward(id: str, row: Row, collector: _Collector, limits: Limits) -> No
     index = draft.add(_not_empty(_completion(row, "completion")))
     if draft.rewards.setdefault(index, float(reward)) != reward:
         raise _Unusable("a completion has two rewards; the first is kept")
+    draft.times[index] += 1
+
+
+def _read_prompt(id: str, row: Row, collector: _Collector, limits: Limits) -> None:
+    _draft_of(id, row, collector)
 
 
 def _read_ranking(id: str, row: Row, collector: _Collector, limits: Limits) -> None:
@@ -460,6 +473,8 @@ class _Format(NamedTuple):
     read: _Reader
 
 
+PROMPTS_ONLY = "prompts"
+
 # The first whose columns are all there is taken.
 FORMATS: dict[str, _Format] = {
     "shp": _Format(
@@ -475,4 +490,5 @@ FORMATS: dict[str, _Format] = {
     "items of choices": _Format(("input", "targets"), _each_row(_read_item)),
     "labels": _Format(("prompt", "completion", "label"), _each_row(_read_label)),
     "rewards": _Format(("prompt", "completion", "reward"), _each_row(_read_reward)),
+    PROMPTS_ONLY: _Format(("prompt",), _each_row(_read_prompt)),
 }

@@ -110,6 +110,18 @@ class FitResult:
 COUNTS = tuple(field.name for field in fields(FitResult) if field.name != "steps")
 
 
+@dataclass(frozen=True)
+class Followers:
+    """Tensors that change without being trained, such as the target values of Q-learning.
+
+    Attributes:
+        move: called after every step with how many there were.
+    """
+
+    tensors: Mapping[str, Tensor]
+    move: Callable[[int], None]
+
+
 def optimizer_step(
     micro_batches: Sequence[B],
     loss_function: LossFunction[B],
@@ -178,6 +190,7 @@ def fit(
     checkpoint_steps: int | None = None,
     guards: Guards = DEFAULT_GUARDS,
     measured: Callable[[], Mapping[str, float]] = dict,
+    followers: Followers | None = None,
 ) -> FitResult:
     """Train until the batches end, from the last whole checkpoint in `folder` if there is one.
 
@@ -186,6 +199,7 @@ def fit(
 
     Args:
         curvature_loss: the loss that a `Sophia` optimizer probes for curvature; no other has a use for it.
+        followers: tensors that follow the trained ones; saved and restored with the rest.
         measured: asked after every step what else to write into its row of `metrics.jsonl`.
 
     Raises:
@@ -202,7 +216,7 @@ def fit(
         warn(f"training without quilate's fused operations, which is slower: {slower}")
     checkpointer = Checkpointer(folder / "checkpoints", warn=warn)
     rewind_points = Checkpointer(folder / "checkpoints" / "rewind", warn=warn)
-    run = _Run(batches, optimizer, streams, warn, folder, discard=measured)
+    run = _Run(batches, optimizer, streams, warn, folder, followers, discard=measured)
     run.resume(checkpointer)
     log = RunLog(folder, resumed_step=run.step, listener=listener)
     last_saved = time.monotonic()
@@ -230,6 +244,8 @@ def fit(
             run.name_samples("spike", micro_batches, run.step + 1)
             raise _spike_error(run.step + 1, result.loss, limit, folder)
         run.count(micro_batches, result, limit)
+        if followers is not None:
+            followers.move(run.step)
         log.step(
             run.step, len(batches), tokens=result.tokens, loss=result.loss,
             learning_rate=rate, gradient_norm=result.gradient_norm, supervised_tokens=result.supervised_tokens,
@@ -267,10 +283,12 @@ class _Run(Generic[B]):
         streams: Streams,
         warn: Callable[[str], None],
         folder: Path,
+        followers: Followers | None,
         *,
         discard: Callable[[], object],
     ) -> None:
         self.batches, self.optimizer, self.streams, self.warn, self.folder = batches, optimizer, streams, warn, folder
+        self.following = {} if followers is None else dict(followers.tensors)
         self.step = 0
         self.counts = dict.fromkeys(COUNTS, 0)
         self.refused_in_a_row = 0
@@ -279,6 +297,8 @@ class _Run(Generic[B]):
 
     def snapshot(self) -> Checkpoint:
         tensors = {"optimizer": self.optimizer.state(), "streams": self.streams.state()}
+        if self.following:
+            tensors["followers"] = self.following
         state = {
             "counts": dict(self.counts),
             "refused_in_a_row": self.refused_in_a_row,
@@ -335,6 +355,8 @@ class _Run(Generic[B]):
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.optimizer.restore(checkpoint.tensors["optimizer"])
         self.streams.restore(checkpoint.tensors["streams"])
+        for name, tensor in self.following.items():
+            tensor.data.copy_(checkpoint.tensors["followers"][name])
         self.watch.restore(checkpoint.state["losses"])
 
     def count(self, micro_batches: Sequence[B], result: StepResult, limit: float) -> None:

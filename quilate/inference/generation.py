@@ -47,11 +47,19 @@ class Generator:
         model: a causal model, adapted or not. Its weights are copied in the processor's own layout, so a generator
             made before an update goes on with the old ones.
         stop: tokens that end a sequence; by default those of the model's generation config.
+        head: gives what to choose from, [B, V], of hidden states [B, D]; by default the model's own head.
         batch: the most sequences at once. A model that ignores the attention it is given (Falcon, Bloom, MPT) writes
             one after the other, with a cache of transformers'.
     """
 
-    def __init__(self, model: PreTrainedModel, *, stop: Collection[int] | None = None, batch: int = BATCH) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        stop: Collection[int] | None = None,
+        head: nn.Module | None = None,
+        batch: int = BATCH,
+    ) -> None:
         self._model = model.get_base_model() if hasattr(model, "peft_config") else model
         self.stop = frozenset(_stops(self._model) if stop is None else stop)
         self.batch = batch
@@ -61,7 +69,7 @@ class Generator:
         attention = self._model.config._attn_implementation
         self._together = use_cached_attention(self._model)
         self._model.set_attn_implementation(attention)
-        self._body, self._head = (with_fused_layers(part, batch) for part in (divided.body, divided.head))
+        self._body, self._head = (with_fused_layers(part, batch) for part in (divided.body, head or divided.head))
 
     def generate(
         self,

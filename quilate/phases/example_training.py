@@ -15,7 +15,7 @@ from quilate.data.batches import ExampleBatches
 from quilate.data.packing import Example
 from quilate.engine.guards import Guards
 from quilate.engine.language_modelling import LanguageModellingLoss
-from quilate.engine.loop import B, Batches, FitResult, LossFunction, fit
+from quilate.engine.loop import B, Batches, FitResult, Followers, LossFunction, fit
 from quilate.errors import DataError
 from quilate.models.precision import Precision
 from quilate.optim.adamw import AdamW
@@ -98,11 +98,12 @@ def train(
     eps: float = 1e-8,
     measured: Callable[[], Mapping[str, float]] = dict,
     rates: Mapping[str, float] | None = None,
+    followers: Followers | None = None,
 ) -> FitResult:
     """Train, or go on training; the model's bf16 weights end as its master's nearest.
 
     Args:
-        eps: AdamW's; measured: see `fit`.
+        eps: AdamW's; measured, followers: see `fit`.
         rate: the peak learning rate; `rates` are what it is multiplied by for some parameters, by name.
 
     Raises:
@@ -124,6 +125,7 @@ def train(
         folder=context.folder, listener=context.listener, stop=context.stop, warn=context.note,
         clip_norm=config.clip_norm, checkpoint_seconds=config.checkpoint_seconds,
         checkpoint_steps=config.checkpoint_steps, guards=config.guards, measured=measured,
+        followers=followers,
     )  # fmt: skip
     optimizer.write_nearest()
     return result

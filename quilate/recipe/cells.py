@@ -73,7 +73,7 @@ def score_of(task: Task, folder: Path) -> float:
     return score
 
 
-MODEL_KINDS = ("pretrain", "adapt", "sft", "reward", "dpo", "ppo", "grpo", "distill")
+MODEL_KINDS = ("pretrain", "adapt", "sft", "reward", "dpo", "ppo", "grpo", "cloning", "ilql", "distill")
 
 
 @dataclass(frozen=True)

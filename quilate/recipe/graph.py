@@ -13,14 +13,16 @@ from quilate.files import digest, sha256_of_file
 from quilate.models.source import content_of_model
 from quilate.phases.adapt import AdaptConfig
 from quilate.phases.align.assay import AssayConfig
+from quilate.phases.align.cloning import CloningConfig
 from quilate.phases.align.derive import DeriveConfig, content_of_questions
 from quilate.phases.align.distill import DistillConfig
 from quilate.phases.align.dpo import DpoConfig
 from quilate.phases.align.grpo import GrpoConfig
-from quilate.phases.align.online import content_of_rewards
+from quilate.phases.align.ilql import IlqlConfig
 from quilate.phases.align.ppo import PpoConfig
 from quilate.phases.align.preferences import content_of_preferences
 from quilate.phases.align.reward import RewardConfig
+from quilate.phases.align.scoring import content_of_rewards
 from quilate.phases.api import ApiConfig
 from quilate.phases.baselines import BaselineConfig
 from quilate.phases.conversations import content_of_conversations
@@ -119,6 +121,8 @@ PHASE_OF_STAGE = {
     "dpo": "alignment",
     "ppo": "alignment",
     "grpo": "alignment",
+    "cloning": "alignment",
+    "ilql": "alignment",
     "distill": "alignment",
 }
 
@@ -352,9 +356,9 @@ def _add_stage(graph: Graph, name: str, stage: StageConfig, seed: int, base_fold
             inputs = judgements
         case DpoConfig():
             inputs = corpora | judgements
-        case PpoConfig() | GrpoConfig():
+        case PpoConfig() | GrpoConfig() | CloningConfig() | IlqlConfig():
             inputs = _inputs_of_rewards(recipe, stage, seed)
-            content = content_of_rewards(stage, base_folder)
+            content = content_of_rewards(stage.rewards, base_folder)
         case PretrainConfig() | AdaptConfig():
             inputs = _task_of(graph) | corpora
         case PrivacyConfig():
@@ -383,10 +387,14 @@ def _tasks_trained_on(stage: FinetuneStageConfig | MultitaskConfig) -> dict[str,
     return {"task": _task_node(stage.task)}
 
 
-def _inputs_of_rewards(recipe: Recipe, stage: PpoConfig | GrpoConfig, seed: int) -> dict[str, str]:
-    """Prompts, reward models, and pretraining text to learn beside."""
-    inputs = {f"conversations:{name}": f"conversations-{name}" for name in stage.conversations}
-    inputs |= {f"preferences:{name}": _set_node(recipe, name, seed) for name in stage.preferences}
+def _inputs_of_rewards(
+    recipe: Recipe, stage: PpoConfig | GrpoConfig | CloningConfig | IlqlConfig, seed: int
+) -> dict[str, str]:
+    """Prompts or samples, reward models, and pretraining text to learn beside."""
+    inputs = {f"preferences:{name}": _set_node(recipe, name, seed) for name in stage.preferences}
+    if isinstance(stage, CloningConfig | IlqlConfig):
+        return inputs
+    inputs |= {f"conversations:{name}": f"conversations-{name}" for name in stage.conversations}
     inputs |= {f"reward:{judge}": _model_node(recipe, judge, seed) for judge in stage.reward_stages().values()}
     if isinstance(stage, PpoConfig) and stage.text is not None:
         inputs |= {f"corpus:{name}": f"corpus-{name}" for name in stage.text.corpora}

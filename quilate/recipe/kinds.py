@@ -20,6 +20,8 @@ KINDS = {
     "reward": "quilate.phases.align.reward:REWARD",
     "dpo": "quilate.phases.align.dpo:DPO",
     "ppo": "quilate.phases.align.ppo:PPO",
+    "cloning": "quilate.phases.align.cloning:CLONING",
+    "ilql": "quilate.phases.align.ilql:ILQL",
     "grpo": "quilate.phases.align.grpo:GRPO",
     "privacy": "quilate.phases.privacy:PRIVACY",
     "distill": "quilate.phases.align.distill:DISTILL",

@@ -11,10 +11,13 @@ from quilate.config import Config
 from quilate.curation.config import CurateConfig
 from quilate.phases.adapt import AdaptConfig
 from quilate.phases.align.assay import AssayConfig
+from quilate.phases.align.cloning import CloningConfig
 from quilate.phases.align.derive import DeriveConfig
 from quilate.phases.align.distill import DistillConfig
 from quilate.phases.align.dpo import DpoConfig
 from quilate.phases.align.grpo import GrpoConfig
+from quilate.phases.align.ilql import IlqlConfig
+from quilate.phases.align.offline import OfflineTraining
 from quilate.phases.align.online import OnlineTraining
 from quilate.phases.align.ppo import PpoConfig
 from quilate.phases.align.preferences import PreferencesConfig
@@ -55,6 +58,8 @@ StageConfig = Annotated[
     | DpoConfig
     | PpoConfig
     | GrpoConfig
+    | CloningConfig
+    | IlqlConfig
     | DistillConfig
     | DeriveConfig
     | PrivacyConfig,
@@ -133,7 +138,7 @@ def needs(node: StageConfig | ArmConfig) -> list[str]:
     """The names of every stage or arm that a stage or arm uses, the one it stands on first; the base is none. Among
     them are sets of judgements: those that were derived are stages."""
     judges = node.reward_stages().values() if isinstance(node, OnlineTraining) else []
-    sets = node.preferences if isinstance(node, (RewardConfig, DpoConfig, OnlineTraining)) else []
+    sets = node.preferences if isinstance(node, (RewardConfig, DpoConfig, OnlineTraining, OfflineTraining)) else []
     return list(dict.fromkeys(name for name in (*models_given_to(node), *judges, *sets) if name != BASE))
 
 
@@ -195,12 +200,12 @@ class Recipe(Config):
     `grpo` stages."""
     preferences: dict[str, PreferencesConfig] = Field(default_factory=dict)
     """Sets of human judgements, by name, for `reward` and `dpo` stages to train on and to measure with, and to ask from
-    in `ppo` and `grpo` stages."""
+    in `ppo` and `grpo` stages; those with rewards also for `cloning` and `ilql`."""
     stages: dict[str, StageConfig] = Field(default_factory=dict)
     """Models made before any arm, by name: `pretrain`, `adapt`, `finetune`, `multitask`, `sft`, `reward`, `dpo`, `ppo`,
-    `grpo` and `distill`; and `derive`, which makes a set of judgements. Those trained on raw text are measured on every
-    corpus, those trained on conversations or human judgements on every set of them. `privacy` makes none: it looks for
-    what one of them kept of its text."""
+    `grpo`, `cloning`, `ilql` and `distill`; and `derive`, which makes a set of judgements. Those trained on raw text
+    are measured on every corpus, those trained on conversations or human judgements on every set of them. `privacy`
+    makes none: it looks for what one of them kept of its text."""
     alignment: AlignmentConfig | None = None
     """What aligned models are asked and who judges them; the report then has win rates, strengths and what alignment
     cost in other abilities."""
@@ -391,7 +396,7 @@ class Recipe(Config):
             if isinstance(stage, SftConfig | DistillConfig):
                 self._refuse_unknown_sets(name, "conversations", stage.conversations)
                 continue
-            if isinstance(stage, RewardConfig | DpoConfig):
+            if isinstance(stage, RewardConfig | DpoConfig | OfflineTraining):
                 self._refuse_unknown_sets(name, "preferences", stage.preferences)
                 continue
             if isinstance(stage, OnlineTraining):

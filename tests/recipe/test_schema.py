@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from quilate.config import validate
-from quilate.errors import ConfigError
+from quilate.engine.interrupts import StopRequest
+from quilate.errors import ConfigError, GateError
 from quilate.recipe.graph import build_graph, is_deterministic, phase_and_method, seeds_of
+from quilate.recipe.run import run_recipe
 from quilate.recipe.schema import Recipe, needs
 
 
@@ -175,3 +178,30 @@ def test_a_changed_rule_is_another_stage(tmp_path: Path) -> None:
         (tmp_path / "r.yaml").write_text(f"rules:\n  - {{name: a, pattern: a, score: {score}}}\n")
         ids.append(build_graph(validate(Recipe, value, source="t"), tmp_path).nodes["rewarded-s0"].id)
     assert ids[0] != ids[1]
+
+
+def rewarded(**stages: Any) -> dict[str, Any]:
+    sets = {"p": {"path": "p.jsonl"}}
+    return {"recipe": "r", "base": "here", "preferences": sets, "stages": stages}
+
+
+def test_a_recipe_does_not_run_code_unless_it_is_allowed_to(tmp_path: Path) -> None:
+    source = {"kind": "function", "path": "premio.py:f"}
+    value = rewarded(policy={"kind": "grpo", "preferences": ["p"], "rewards": {"mía": source}})
+    with pytest.raises(GateError, match=r"'policy' would run Python code, premio\.py:f"):
+        run_recipe(
+            validate(Recipe, value, source="t"), base_folder=tmp_path, out=tmp_path / "run",
+            listener=Mock(), stop=StopRequest(),
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["cloning", "ilql"])
+def test_stages_on_a_reward_labelled_set_name_one(kind: str) -> None:
+    one = validate(Recipe, rewarded(first={"kind": kind, "preferences": ["p"]}), source="t")
+    assert needs(one.stages["first"]) == [] and seeds_of(one, one.stages["first"]) == one.seeds
+    with pytest.raises(ConfigError, match="'first' names 'q'"):
+        validate(Recipe, rewarded(first={"kind": kind, "preferences": ["q"]}), source="t")
+    judge = {"kind": "stage", "on": "j"}
+    with pytest.raises(ConfigError, match="rewards"):
+        validate(Recipe, rewarded(first={"kind": kind, "preferences": ["p"], "rewards": {"j": judge}}), source="t")

@@ -27,7 +27,8 @@ class PreferencesConfig(Config):
     `prompt` + `chosen` + `rejected`; `prompt` + `completions` + `ranks` (the lowest is the best); `prompt` + `output` +
     `correction`; `prompt` + `completion` + `label` (true or false) or + `reward`; HH-RLHF's `chosen` + `rejected`
     transcripts; OASST1's trees or messages; SHP; items of BIG-bench, `input` + `target_scores` or `targets` (set
-    `held_out: 1` to measure with them). A column `group` holds together what a split must not divide."""
+    `held_out: 1` to measure with them); or `prompt` alone, to ask in `ppo` and `grpo` stages. A column `group`
+    holds together what a split must not divide."""
     where: dict[str, Condition] = Field(default_factory=dict)
     """Conditions on columns; rows that fail one are dropped and counted."""
     language: str | None = Field(default=None, pattern=r"^[a-z]{2,3}$")
@@ -38,9 +39,9 @@ class PreferencesConfig(Config):
     """Of SHP: most pairs a post, the clearest ones (its authors advise 5)."""
     max_prompts: int | None = Field(default=None, ge=1)
     """Use the first so many prompts."""
-    held_out: float = Field(default=0.1, gt=0, le=1)
-    """Share of the prompts that is never trained on and serves to measure with; 1 to measure only. Whole conversations
-    and posts are held out, and prompts that open nearly alike go together."""
+    held_out: float = Field(default=0.1, ge=0, le=1)
+    """Share of the prompts that is never trained on and serves to measure with; 1 to measure only, 0 to train on all.
+    Whole conversations and posts are held out, and prompts that open nearly alike go together."""
     max_held_out: int = Field(default=500, ge=1)
     """Most held-out prompts to measure with; more would only cost time."""
     derived: bool = False

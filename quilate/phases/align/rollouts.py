@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quilate.data.conversations import Conversation
@@ -72,7 +72,7 @@ def _prompts(
     prompts, counts = [], Counter[str]()
     for id, messages, answer, group in rows:
         try:
-            tokens = _chat_tokens(messages, template) if form == "chat" else _text_tokens(messages, template)
+            tokens = _chat_tokens(messages, template) if form == "chat" else text_tokens(messages, template)
         except UnrenderableError as error:
             counts[f"prompts: {error.reason}"] += 1
             continue
@@ -89,7 +89,8 @@ def _chat_tokens(messages: list[Message], template: ChatTemplate) -> list[int]:
     return list(template.tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def _text_tokens(messages: list[Message], template: ChatTemplate) -> list[int]:
+def text_tokens(messages: Sequence[Message], template: ChatTemplate) -> list[int]:
+    """The bare text of messages, a line each."""
     return prompt_tokens(template.tokenizer, ["\n".join(message["content"] for message in messages)])[0]
 
 
@@ -132,10 +133,16 @@ class Writer:
     temperature: float
     max_new_tokens: int
 
-    def write(self, model: PreTrainedModel, prompts: Sequence[Prompt], *, seed: int) -> Completions:
+    def write(
+        self, model: PreTrainedModel, prompts: Sequence[Prompt], *, seed: int, head: nn.Module | None = None
+    ) -> Completions:
         """One completion a prompt, sampled from the whole softmax: a nucleus would be another policy than the one
-        whose log-probabilities are learned from."""
-        generator = Generator(model, stop=self.stop)  # it copies weights, so every update needs a new one
+        whose log-probabilities are learned from.
+
+        Args:
+            head: what gives the next token's logits instead of the model's own head.
+        """
+        generator = Generator(model, stop=self.stop, head=head)  # it copies weights: every update needs a new one
         tokens = generator.generate(
             [prompt.tokens for prompt in prompts],
             max_new_tokens=self.max_new_tokens,
