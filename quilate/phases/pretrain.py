@@ -31,8 +31,8 @@ class PretrainConfig(TextTraining):
     config: str | None = None
     """A `transformers` config.json to use instead of `shape` and `size`; its vocabulary size is set to the
     tokenizer's."""
-    vocabulary: int = Field(default=8192, ge=300)
-    """Size of the vocabulary, over bytes, trained on the corpora."""
+    vocabulary: int = Field(default=8192, ge=259)
+    """Size of the vocabulary, over bytes, trained on the corpora; 259 are the bytes and three special tokens."""
     segmentation: Literal["bpe", "unigram"] = "bpe"
     """How the new tokenizer cuts a word: `bpe` by the merges most frequent in the corpora, `unigram` into its most
     probable pieces."""
