@@ -33,29 +33,28 @@ BANDITS = [
 
 
 def of_its_half(prompts: list[str], texts: list[str]) -> list[float]:
-    """1 for a letter of the alphabet's first half after a prompt that begins with one, of the second after others."""
-    return [
-        float(text[:1].isalpha() and (text[0] < "n") == (prompt[0] < "n"))
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]
-
-
-def solved(folder: Folder, kind: str, name: str, **keys: Any) -> tuple[Any, list[dict[str, Any]]]:
-    """A bandit after training: one token is written, and rewarded for what the prompt is; all that was logged."""
-    source = {"kind": "function", "path": "mitades.py:of_its_half"}
-    bandit = {"max_new_tokens": 1, "missing_end": None, "rewards": {"mitad": source}} | keys
-    place = context(asked(folder), kind, name, **bandit)
-    part = start(place, value=kind == "ppo", functions={"mitad": of_its_half})
-    learn(part, ppo(place.config) if kind == "ppo" else grpo(place.config))
-    return part, read_jsonl(place.folder / "rollouts.jsonl")
+    """1 for a letter of the alphabet's first half after "a", of its second after "o"."""
+    halves = {"a": "abcdefghijklm", "o": "nopqrstuvwxyz"}
+    return [float(text[:1] in tuple(halves[prompt])) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 @pytest.mark.parametrize(("kind", "keys"), BANDITS)
 def test_a_contextual_bandit_is_solved(folder: Folder, kind: str, keys: dict[str, Any]) -> None:
-    """Its optimum is 1 in every context."""
-    settings = {"epochs": 16, "samples": 8, "batch_size": 80, "beta": 0.0, "lr": 2e-2}
-    _, rows = solved(folder, kind, "bandido", **settings | keys)
-    assert rows[0]["rewards"]["mitad"] < 0.3 and rows[0]["kl"] == 0
+    """One token is written; which ones earn 1, and not 0, depends on the prompt. The optimum is 1.
+
+    Every weight is trained: an adapter alone cannot make a random model sure of anything, its head is too small.
+    """
+    folder.judgements("gustos", [{"prompt": "a"}, {"prompt": "o"}], held_out=0.0)
+    source = {"kind": "function", "path": "mitades.py:of_its_half"}
+    bandit = {
+        "max_new_tokens": 1, "missing_end": None, "rewards": {"mitad": source}, "beta": 0.0, "lr": 1e-2, "method": "full",
+        "epochs": 30, "prompts": 2, "samples": 40, "batch_size": 80,
+    }  # fmt: skip
+    place = context(folder, kind, "bandido", **bandit | keys)
+    part = start(place, value=kind == "ppo", functions={"mitad": of_its_half})
+    learn(part, ppo(place.config) if kind == "ppo" else grpo(place.config))
+    rows = read_jsonl(place.folder / "rollouts.jsonl")
+    assert rows[0]["rewards"]["mitad"] < 0.5 and rows[0]["kl"] == 0
     assert sum(row["rewards"]["mitad"] for row in rows[-3:]) / 3 > 0.95
 
 
