@@ -38,6 +38,8 @@ OF_KIND: dict[str, dict[str, Any]] = {
     "dpo": {"batch_size": 2},
     "distill": {"batch_size": 3},
     "grpo": {"batch_size": 4},
+    "cloning": {"batch_size": 3},
+    "ilql": {"batch_size": 4},
 }
 
 NAN_STEP = 2  # the step, from 1, whose loss is not a number, in every run

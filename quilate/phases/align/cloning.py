@@ -129,7 +129,7 @@ def offline_report(
         trainable_parameters=trainable,
         counts={
             **{reason: count for reason, count in offline.counts.items() if count},
-            "refused updates": fitted.refused_updates,
+            **fitted.incidents(),
         },
         facts={
             "completions": len(rewards),
