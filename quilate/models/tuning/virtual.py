@@ -104,7 +104,9 @@ class VirtualTokens:
 
 def virtual_tokens_of(model: PreTrainedModel) -> VirtualTokens | None:
     """The learned tokens that stand before every document; None for a model without."""
-    configs = getattr(model, "peft_config", None)
-    if configs is None or str(configs[model.active_adapter].peft_type).rpartition(".")[2] not in PEFT_TYPES:
+    configs, active = getattr(model, "peft_config", None), getattr(model, "active_adapter", None)
+    if configs is None or active is None:  # peft leaves its configs on the model inside the adapted one, too
+        return None
+    if str(configs[active].peft_type).rpartition(".")[2] not in PEFT_TYPES:
         return None
     return VirtualTokens(model)
