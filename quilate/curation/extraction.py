@@ -36,6 +36,7 @@ def text_of(kind: str, content: bytes) -> str:
     Raises:
         Broken: there is none, or the file is not of its format.
     """
+    text: str | None
     match kind:
         case "html":
             import trafilatura

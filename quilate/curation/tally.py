@@ -99,4 +99,5 @@ class Tally:
 
 
 def _step(value: dict[str, Any]) -> Step:
-    return Step(**{name: Counter(v) if isinstance(v, dict) else v for name, v in value.items()})
+    counted: dict[str, Any] = {name: Counter(v) if isinstance(v, dict) else v for name, v in value.items()}
+    return Step(**counted)

@@ -12,8 +12,8 @@ from quilate.data.tables import SourceConfig, read_table
 from quilate.engine.runlog import Progress
 from quilate.files import digest, write_json, write_text
 from quilate.phases.stage import StageContext, StageKind, StageReport
-from quilate.tasks.classification import Task
 from quilate.tasks.columns import TextColumn
+from quilate.tasks.kinds import load_task
 
 CARD = "data-card"
 
@@ -45,7 +45,7 @@ def _run(context: StageContext[CurateConfig]) -> StageReport:
 def _items(context: StageContext[CurateConfig]) -> Iterator[str]:
     """The dev and test items of the recipe's task and of every benchmark named."""
     if "task" in context.inputs:
-        task = Task.load(context.inputs["task"] / "task")
+        task = load_task(context.inputs["task"] / "task")
         yield from (item.text for part in (task.dev, task.test) for item in part)
     against = context.config.decontaminate.against if context.config.decontaminate is not None else []
     for benchmark in against:

@@ -248,7 +248,8 @@ class Workloads:
         config: finetune.FinetuneConfig = context.config
         task = load_task(context.inputs["task"] / "task")
         if config.search is not None or config.quantize is not None or config.method in ("ia3", "prefix", "prompt"):
-            return self._unknown(node)
+            self._unknown(node)
+            return None
         if isinstance(task, ClassificationTask) and config.method == "head":
             return Workload(below, None, [self._encoding(below, config, [item.text for item in task.train], task)])
         model, tokenizer = below.merged(), load_tokenizer(below.directory)

@@ -36,9 +36,7 @@ from quilate.phases.align.rollouts import (
     Completions,
     Format,
     Prompt,
-    Rollouts,
     Writer,
-    mask_of,
     prompts_of_conversations,
     prompts_of_judgements,
     stop_tokens,
@@ -199,11 +197,8 @@ def judged(
             load_reward_model(folder, dtype=compute_dtype(config.precision)), written,
             micro_batch_tokens=config.micro_batch_tokens, check_stop=context.stop.raise_if_set,
         )  # fmt: skip
-    mask = mask_of(written.tokens)
-    nothing = torch.zeros(mask.shape)
-    rollouts = Rollouts(written, nothing, nothing, None, mask, by_model)
-    _, parts = Scorer(config.judges, base=context.base_folder, folder=context.folder)(rollouts)
-    return {name: _sum_of_parts(name, parts).tolist() for name in config.judges}
+    scores = Scorer(config.judges, base=context.base_folder, folder=context.folder)(written, by_model)
+    return {name: _sum_of_parts(name, scores.parts).tolist() for name in config.judges}
 
 
 def _sum_of_parts(judge: str, parts: Mapping[str, Tensor]) -> Tensor:

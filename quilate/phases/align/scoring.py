@@ -192,13 +192,14 @@ class Scorer:
                 given = function(written)
             except BadRewardError as error:
                 raise self._refusal(name, str(error), error.rows, written) from error
-            for part, scores in given.items():
-                self._check(name, scores, written)
+            for part, given_scores in given.items():
+                self._check(name, given_scores, written)
                 weight = self.weights[name]
-                for row, score in enumerate(scores):
+                for row, score in enumerate(given_scores):
                     if isinstance(score, list):
                         by_token[row, : len(score)] += weight * torch.tensor(score)
-                values = torch.tensor([sum(s) if isinstance(s, list) else s for s in scores], dtype=torch.float32)
+                sums = [sum(score) if isinstance(score, list) else score for score in given_scores]
+                values = torch.tensor(sums, dtype=torch.float32)
                 parts[f"{name}/{part}" if part else name] = values
                 total += weight * values
         return Scores(total, parts, by_token if by_token.any() else None)

@@ -47,8 +47,8 @@ def test_a_contextual_bandit_is_solved(folder: Folder, kind: str, keys: dict[str
     folder.judgements("gustos", [{"prompt": "a"}, {"prompt": "o"}], held_out=0.0)
     source = {"kind": "function", "path": "mitades.py:of_its_half"}
     bandit = {
-        "max_new_tokens": 1, "missing_end": None, "rewards": {"mitad": source}, "beta": 0.0, "lr": 1e-2, "method": "full",
-        "epochs": 30, "prompts": 2, "samples": 40, "batch_size": 80,
+        "max_new_tokens": 1, "missing_end": None, "rewards": {"mitad": source}, "beta": 0.0, "lr": 1e-2,
+        "method": "full", "epochs": 30, "prompts": 2, "samples": 40, "batch_size": 80,
     }  # fmt: skip
     place = context(folder, kind, "bandido", **bandit | keys)
     part = start(place, value=kind == "ppo", functions={"mitad": of_its_half})
