@@ -20,12 +20,14 @@ from quilate.tasks.task import Task
 @dataclass(frozen=True)
 class ChosenArm:
     """One trained run of an arm. `scorer` is what `load_scorer` gives for the task's kind; `why` says how the arm was
-    chosen; `temperature` is the one fitted on dev."""
+    chosen; `temperature` is the one fitted on dev, and so are the `thresholds` of labels of which a text may have
+    several, as log-odds."""
 
     name: str
     seed: int
     scorer: Any
     temperature: float
+    thresholds: dict[str, float]
     why: str
 
 
@@ -71,7 +73,8 @@ def choose_arm(run: Path, name: str | None) -> ChosenArm:
         if evaluated is not None and trained is not None:
             scorer = load_scorer(solved / "scorer")
             _warn_of_sending(scorer)
-            return ChosenArm(name, trained["seed"], scorer, evaluated["facts"]["temperature"], why)
+            facts = evaluated["facts"]
+            return ChosenArm(name, trained["seed"], scorer, facts["temperature"], facts.get("thresholds", {}), why)
     raise DataError(f"arm '{name}' of {run} has no finished run", hint="run its recipe to the end")
 
 

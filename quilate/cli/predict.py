@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from quilate.cli.arms import ChosenArm
     from quilate.data.tables import Table
     from quilate.tasks.extraction import ExtractionTask
+    from quilate.tasks.multi_label import MultiLabelTask
+    from quilate.tasks.question_answering import QuestionTask
     from quilate.tasks.task import Task
 
 
@@ -27,8 +29,9 @@ def predict(
     strict: bool = False,
     json: bool = False,
 ) -> None:
-    """Label new rows. Writes their columns with the label, its probability, and whether to abstain. Of an extraction
-    task: writes each row's columns and the spans found, as jsonl.
+    """Label new rows. Writes their columns with the label, its probability, and whether to abstain. Where answers are
+    sets or texts, writes as jsonl each row's columns and the spans found, the labels given with every label's
+    probability, or the answer.
 
     Parameters
     ----------
@@ -39,7 +42,7 @@ def predict(
     arm
         The arm to use; by default the one the evidence recommends.
     out
-        Where to write; FILE.labels.csv (or FILE.spans.jsonl) beside the data by default.
+        Where to write; FILE.labels.csv (FILE.spans.jsonl, .labels.jsonl, .answers.jsonl) beside the data by default.
     threshold
         Abstain (empty label) where the label's probability is below this.
     probabilities
@@ -56,19 +59,30 @@ def predict(
     from quilate.data.tables import SourceConfig, read_table
     from quilate.errors import UsageError
     from quilate.files import write_bytes
+    from quilate.phases.evaluate import answers_are_sets
     from quilate.tasks.extraction import ExtractionTask
+    from quilate.tasks.multi_label import MultiLabelTask
+    from quilate.tasks.question_answering import QuestionTask
 
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold {threshold}: a probability is between 0 and 1")
     chosen, task = choose_arm(run, arm), task_of(run)
-    tagging = isinstance(task, ExtractionTask)
-    if tagging and (threshold or probabilities):
-        raise UsageError("--threshold and --probabilities are for labels: spans are found without a probability")
-    target = out or data.with_name(f"{data.name.split('.')[0]}.{'spans.jsonl' if tagging else 'labels.csv'}")
+    if (answers_are_sets(task) or isinstance(task, QuestionTask)) and (threshold or probabilities):
+        raise UsageError(
+            f"--threshold and --probabilities are for one label an item, and this task's kind is {task.config.kind}"
+        )
+    suffix = "spans.jsonl" if isinstance(task, ExtractionTask) else "labels.csv"
+    suffix = "labels.jsonl" if isinstance(task, MultiLabelTask) else suffix
+    suffix = "answers.jsonl" if isinstance(task, QuestionTask) else suffix
+    target = out or data.with_name(f"{data.name.split('.')[0]}.{suffix}")
     rejected = target.with_suffix(".rejected.jsonl")
     table = read_table(SourceConfig(path=str(data.resolve())), base=Path(), strict=strict, quarantine=rejected)
     if isinstance(task, ExtractionTask):
         found = _tagged(task, chosen, table)
+    elif isinstance(task, MultiLabelTask):
+        found = _with_label_sets(task, chosen, table)
+    elif isinstance(task, QuestionTask):
+        found = _answered(task, chosen, table)
     else:
         found = _labelled(task, chosen, table, threshold=threshold, probabilities=probabilities)
     write_bytes(target, found.content)
@@ -150,6 +164,55 @@ def _tagged(task: ExtractionTask, chosen: ChosenArm, table: Table) -> Predicted:
     total = sum(map(len, found.spans))
     counts = {"spans": total, "without_text": without, "windowed": found.windowed}
     said = f"{total} spans found, {without} without text, {found.windowed} read in several windows"
+    return Predicted("".join(lines).encode(), counts, said)
+
+
+def _with_label_sets(task: MultiLabelTask, chosen: ChosenArm, table: Table) -> Predicted:
+    """Rows with the labels that are above their thresholds, likeliest first, and the probability of each label."""
+    import json
+
+    from scipy.special import expit
+
+    from quilate.evaluation.thresholds import given_labels
+    from quilate.tasks.columns import TextColumn
+
+    reader = TextColumn(task.config.text, table.columns)
+    texts = [reader.of(row) for row in table.rows]
+    scored = chosen.scorer.score(texts)
+    labels = chosen.scorer.labels
+    cuts = [chosen.thresholds[label] for label in labels]
+    lines, given = [], 0
+    for row, text, scores in zip(table.rows, texts, scored.scores, strict=True):
+        own = [labels[place] for place in given_labels(scores, cuts)] if text else []
+        given += len(own)
+        p = {label: round(float(value), 4) for label, value in zip(labels, expit(scores), strict=True)} if text else {}
+        answer = {"quilate_labels": own, "quilate_probabilities": p}
+        lines.append(json.dumps({**row, **answer}, ensure_ascii=False, default=str) + "\n")
+    without = sum(not text for text in texts)
+    counts = {"labels": given, "without_text": without, "cut": scored.truncated} | scored.counts
+    said = f"{given} labels given, {without} without text, {scored.truncated} cut to fit the model"
+    return Predicted("".join(lines).encode(), counts, said)
+
+
+def _answered(task: QuestionTask, chosen: ChosenArm, table: Table) -> Predicted:
+    """Rows with the answer to their question."""
+    import json
+
+    from quilate.inference.answers import Posed
+
+    reader = task.config.question_reader(table.columns)
+    asked = [reader.of(row) for row in table.rows]
+    answerable = [i for i, (text, context) in enumerate(asked) if text and (context or not task.config.context)]
+    written = chosen.scorer.write([Posed(*asked[i]) for i in answerable])
+    answers = dict(zip(answerable, written.answers, strict=True))
+    rows = [{**row, "quilate_answer": answers.get(i, "")} for i, row in enumerate(table.rows)]
+    lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
+    without = len(rows) - len(answerable)
+    counts = {"without_text": without, "cut": written.truncated, "unfinished": written.unfinished}
+    said = (
+        f"{without} without text, {written.truncated} cut to fit the model, {written.unfinished} answers that did not "
+        "end by themselves"
+    )
     return Predicted("".join(lines).encode(), counts, said)
 
 

@@ -186,12 +186,14 @@ def _language_of(task: dict[str, Any]) -> Language:
 
 
 def _write_errors(run: Path) -> list[Path]:
-    """One CSV an arm: the items it got wrong, with their texts; of an extractor, the spans it missed or made up."""
+    """One CSV an arm: the items it got wrong, with their texts; where answers are sets, what it missed or made up."""
     from quilate.files import write_bytes
-    from quilate.phases.evaluate import gold_of, read_spans
+    from quilate.phases.evaluate import gold_of, read_answers, read_label_sets, read_spans
     from quilate.recipe.evidence_stage import evaluations_of_run, outcomes_of_run
-    from quilate.report.mistakes import errors_csv, span_errors_csv
+    from quilate.report.mistakes import answer_errors_csv, errors_csv, label_set_errors_csv, span_errors_csv
     from quilate.tasks.extraction import ExtractionTask
+    from quilate.tasks.multi_label import MultiLabelTask
+    from quilate.tasks.question_answering import QuestionTask
 
     task, outcomes = outcomes_of_run(run)
     gold = gold_of(task)
@@ -201,8 +203,14 @@ def _write_errors(run: Path) -> list[Path]:
         if isinstance(task, ExtractionTask):
             found = [read_spans(folder) for folder in evaluations_of_run(run)[outcome.name]]
             content = span_errors_csv(outcome, task.test, found)
+        elif isinstance(task, MultiLabelTask):
+            given = [read_label_sets(folder) for folder in evaluations_of_run(run)[outcome.name]]
+            content = label_set_errors_csv(outcome, task.test, given)
+        elif isinstance(task, QuestionTask):
+            said = [read_answers(folder) for folder in evaluations_of_run(run)[outcome.name]]
+            content = answer_errors_csv(outcome, task.test, said)
         else:
-            assert gold is not None  # only spans have none
+            assert gold is not None  # only sets and texts have none
             content = errors_csv(outcome, [item.content for item in task.test], gold, task.labels)
         write_bytes(written[-1], content)
     return written

@@ -20,12 +20,13 @@ from typing import Any, Literal, NoReturn
 from quilate.config import Config
 from quilate.data import lines as raw
 from quilate.data.packages import KNOWN, PREFIX, locate_packaged, packaged_version
+from quilate.data.text import read_filed_texts
 from quilate.errors import DataError, MachineError, explained_os_errors
-from quilate.files import sha256_of_file, write_jsonl
+from quilate.files import sha256_of_file, sha256_of_tree, write_jsonl
 
 DATA_VARIABLE = "QUILATE_DATA"
 
-Format = Literal["auto", "csv", "tsv", "jsonl", "json", "parquet"]
+Format = Literal["auto", "csv", "tsv", "jsonl", "json", "parquet", "squad", "folders", "trees"]
 
 _SUFFIXES: dict[str, Format] = {
     ".csv": "csv",
@@ -50,8 +51,12 @@ class SourceConfig(Config):
     """File to read, relative to the recipe's folder; `~` and `${QUILATE_DATA}` are expanded. `package:cie` reads the
     ICD-10 table that ships in the installed package `cie`."""
     format: Format = "auto"
-    """Format of the file; `auto` goes by its name. `json` is one array of objects, or BIG-bench's
-    `examples`. Compression (gzip, zstd) is recognized by content."""
+    """Format of the file; `auto` goes by its name. `json` is one array of objects, or BIG-bench's `examples`. `squad`
+    is the nested JSON of SQuAD and its kin, a row a question (columns `id`, `title`, `context`, `question`, `answers`:
+    a list of texts). `folders` is a folder or zip archive of text files, one text each, sorted into a folder for each
+    label (columns `text`, `label`, `file`). `trees` is one bracketed tree a line with a label at every node, as the
+    Stanford Sentiment Treebank has it (columns `text`, `label` of the whole). Compression (gzip, zstd) is recognized by
+    content."""
     encoding: str = "auto"
     """Text encoding, e.g. `utf-8` or `cp1252`; `auto` tells these two apart by content and reports its guess."""
     delimiter: str = "auto"
@@ -153,10 +158,12 @@ def read_table(source: SourceConfig, *, base: Path, strict: bool = False, quaran
     if notes["format"] == "parquet":
         columns, rows = _read_parquet(path)
         notes["blank_lines"] = 0
+    elif notes["format"] == "folders":
+        columns, rows = _read_folders(path, source, notes)
     else:
         columns, rows = _read_text(path, source, notes, held)
     notes |= {
-        "sha256": sha256_of_file(path),
+        "sha256": sha256_of_tree(path) if path.is_dir() else sha256_of_file(path),
         "rows_read": len(rows),
         "quarantined": held.counts(),
         "quarantined_lines": held.lines,
@@ -184,13 +191,16 @@ def _format_of(source: SourceConfig, path: Path) -> str:
         return source.format
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
     suffix = suffixes[-1] if suffixes else ""
+    if suffix == ".zip" or (path.is_dir() and suffix not in _SUFFIXES):
+        return "folders"
     if suffix in (".xlsx", ".xls", ".ods"):
         raise DataError(f"{path} is a spreadsheet", hint="save the sheet as CSV; `;` and cp1252 are understood")
     if suffix not in _SUFFIXES:
         with explained_os_errors(path, "read the table"):
             path.stat()  # a missing file is the better message
         raise DataError(
-            f"{path}: the name does not tell the format", hint="set format: to csv, tsv, jsonl, json or parquet"
+            f"{path}: the name does not tell the format",
+            hint="set `format:` (csv, tsv, jsonl, json, parquet, squad, folders or trees)",
         )
     return _SUFFIXES[suffix]
 
@@ -240,6 +250,10 @@ def _read_text(
         return _parse_jsonl(lines, held)
     if notes["format"] == "json":
         return _parse_json(lines, held)
+    if notes["format"] == "squad":
+        return _parse_squad(lines, held)
+    if notes["format"] == "trees":
+        return _parse_trees(lines, held)
     if source.delimiter != "auto":
         delimiter = source.delimiter
     else:
@@ -290,6 +304,52 @@ def _parse_json(lines: list[str | None], held: _Quarantine) -> tuple[list[str], 
         else:
             held.add(number, number, "not_an_object", "an element of the array is not an object")
     return list(dict.fromkeys(key for row in rows for key in row)), rows
+
+
+def _read_folders(path: Path, source: SourceConfig, notes: dict[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
+    encoding = source.encoding if source.encoding == "auto" else raw.check_encoding(source.encoding)
+    texts, read = read_filed_texts(path, encoding)
+    notes |= {"encoding": read.encoding, "blank_lines": 0, "blank_files": read.blank, "undecodable": read.undecodable}
+    return ["text", "label", "file"], [{"text": t.text, "label": t.folder, "file": t.file} for t in texts]
+
+
+def _parse_squad(lines: list[str | None], held: _Quarantine) -> tuple[list[str], list[dict[str, Any]]]:
+    """Every question of every paragraph (Rajpurkar et al. 2016). SQuAD 2 has some without an answer."""
+    rows: list[dict[str, Any]] = []
+    try:
+        for article in _parse_value("\n".join(line or "" for line in lines))["data"]:
+            for paragraph in article["paragraphs"]:
+                shared = {"title": article.get("title", ""), "context": paragraph["context"]}
+                for question in paragraph["qas"]:
+                    answers = list(dict.fromkeys(answer["text"] for answer in question["answers"]))
+                    rows.append({"id": question["id"], **shared, "question": question["question"], "answers": answers})
+    except (_BadRecord, KeyError, TypeError) as error:
+        raise DataError(
+            f"{held.path} does not have SQuAD's form: {error}",
+            hint='it is {"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers": [{"text"}]}]}]}]}',
+        ) from error
+    return ["id", "title", "context", "question", "answers"], rows
+
+
+_TREE = re.compile(r"\((\d+) .+\)")
+_LEAF = re.compile(r"\(\d+ ([^()\s]+)\)")
+
+
+def _parse_trees(lines: list[str | None], held: _Quarantine) -> tuple[list[str], list[dict[str, Any]]]:
+    """Texts are the leaves with a space between, brackets written as such."""
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if line is None:
+            held.add(number, number, "too_long", _too_long())
+        elif line.strip():
+            tree = line.strip()
+            root, leaves = _TREE.fullmatch(tree), _LEAF.findall(tree)
+            if root is None or not leaves or tree.count("(") != tree.count(")"):
+                held.add(number, number, "broken_tree", "not a tree such as (3 (2 Muy) (3 bueno))")
+                continue
+            text = " ".join(leaves).replace("-LRB-", "(").replace("-RRB-", ")")
+            rows.append({"text": text, "label": root[1]})
+    return ["text", "label"], rows
 
 
 class _BadRecord(Exception):

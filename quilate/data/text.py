@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from quilate.data.lines import MAX_FILE_BYTES, decoded, read_lines, sniff_encoding
@@ -46,14 +46,7 @@ def read_text(path: Path, unit: Unit, encoding: str = "auto") -> TextFile:
     Raises:
         DataError: missing, binary, cut short, locked with a password, a bomb, or without any text.
     """
-    if path.suffix == ".zip":
-        files = _members(path)
-    elif path.is_dir():
-        inside = sorted(p for p in path.rglob("*") if p.is_file() and holds_text(p) and p.suffix != ".zip")
-        files = (read_lines(p).lines for p in inside)
-    else:
-        files = iter([read_lines(path).lines])
-    parts = [_documents(lines, unit, encoding) for lines in files]
+    parts = [_documents(lines, unit, encoding) for _, lines in _files(path)]
     documents = [document for part in parts for document in part.documents]
     if not documents:
         raise DataError(f"{path} has no text", hint=f"text files end in {', '.join(TEXT_SUFFIXES)}, or so and .gz")
@@ -61,8 +54,53 @@ def read_text(path: Path, unit: Unit, encoding: str = "auto") -> TextFile:
     return TextFile(documents, encodings, sum(p.undecodable for p in parts), sum(p.blank for p in parts))
 
 
-def _members(path: Path) -> Iterator[list[bytes | None]]:
-    """The lines of every text file of a zip archive."""
+@dataclass(frozen=True)
+class FiledText:
+    """One text file under a folder or in an archive: its text, whole, its name there, and the folder it stands in."""
+
+    text: str
+    file: str
+    folder: str
+
+
+def read_filed_texts(path: Path, encoding: str = "auto") -> tuple[list[FiledText], TextFile]:
+    """Every text file of a folder or zip archive whose folders sort them (IMDB, movie reviews: `pos/`, `neg/`).
+
+    Returns:
+        The texts, and what `read_text` says of all of them; blank files have no text.
+
+    Raises:
+        DataError: see `read_text`; or a file stands in no folder.
+    """
+    texts, parts = [], []
+    for name, lines in _files(path):
+        part = _documents(lines, "file", encoding)
+        parts.append(part)
+        folder = PurePosixPath(name).parent.name
+        if not folder:
+            raise DataError(
+                f"{path}: {name} stands in no folder, so nothing says what it is", hint="one folder for each label"
+            )
+        texts += [FiledText(text, name, folder) for text in part.documents]
+    if not texts:
+        raise DataError(f"{path} has no text", hint=f"text files end in {', '.join(TEXT_SUFFIXES)}, or so and .gz")
+    encodings = ", ".join(sorted({part.encoding for part in parts}))
+    blank = sum(not part.documents for part in parts)
+    return texts, TextFile([text.text for text in texts], encodings, sum(p.undecodable for p in parts), blank)
+
+
+def _files(path: Path) -> Iterator[tuple[str, list[bytes | None]]]:
+    """Name and lines of a text file, or of all those of a zip archive or folder."""
+    if path.suffix == ".zip":
+        return _members(path)
+    if path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.is_file() and holds_text(p) and p.suffix != ".zip")
+        return ((p.relative_to(path).as_posix(), read_lines(p).lines) for p in inside)
+    return iter([(path.name, read_lines(path).lines)])
+
+
+def _members(path: Path) -> Iterator[tuple[str, list[bytes | None]]]:
+    """Name and lines of every text file of a zip archive."""
     with explained_os_errors(path, "read the archive"):
         try:
             with zipfile.ZipFile(path) as archive:
@@ -74,7 +112,7 @@ def _members(path: Path) -> Iterator[list[bytes | None]]:
                         hint="is it an archive of texts? unpack it yourself if you trust it",
                     )
                 for member in members:  # zipfile reads no more than `file_size` of each
-                    yield [*archive.read(member).split(b"\n")]
+                    yield member.filename, [*archive.read(member).split(b"\n")]
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise DataError(
                 f"{path} cannot be read as a zip archive: {error}", hint="is it whole, and without a password?"

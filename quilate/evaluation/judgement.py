@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from quilate.errors import GateError, QuilateError
-from quilate.evaluation.measures import LabelMeasure, Measure, SpanMeasure
+from quilate.evaluation.measures import AnswerMeasure, CountMeasure, LabelMeasure, Measure
 from quilate.evaluation.outcomes import ArmOutcome, Rules
 from quilate.evaluation.schema import (
     ArmCost,
@@ -73,7 +73,8 @@ def judge(
 
     Args:
         outcomes: one an arm, at least one.
-        gold: (items,) indices into `labels`; None for extractors, whose counts hold what was to be found.
+        gold: (items,) indices into `labels`; None where answers are sets, whose counts hold what was to be
+            found, or texts, which are scored already.
         labels: all labels of the task.
         groups: (items,) the cluster of each item (a patient, say), or None.
         rules: margin, metric, budget, ...
@@ -122,8 +123,10 @@ def _refuse_leaks(outcomes: Sequence[ArmOutcome], rules: Rules) -> None:
 
 
 def _measure_of(outcomes: Sequence[ArmOutcome], gold: Ints | None, labels: Sequence[str], rules: Rules) -> Measure:
+    if rules.metric == "exact_match" or rules.metric == "token_f1":
+        return AnswerMeasure(rules.metric, len(outcomes[0].scored[0]))
     if gold is None:
-        return SpanMeasure(rules.metric, outcomes[0].spans[0][..., GOLD], labels)
+        return CountMeasure(rules.metric, outcomes[0].found[0][..., GOLD], labels)
     if rules.metric == "accuracy" or rules.metric == "macro_f1":
         return LabelMeasure(rules.metric, gold, labels)
     raise QuilateError(f"{rules.metric} is no metric of answers that are labels")

@@ -1,4 +1,5 @@
-"""What kinds of answers are judged by: one class for answers that are labels, one for answers that are spans.
+"""What kinds of answers are judged by: one class for answers that are one label, one for answers that are sets: the
+spans of a document, the labels of a text.
 
 Everything else in the judgement (intervals, comparisons, the recommendation) is the same for both.
 """
@@ -14,11 +15,20 @@ from numpy.typing import NDArray
 
 from quilate.errors import QuilateError
 from quilate.evaluation import metrics
+from quilate.evaluation.answers import ANSWER_SCORES, EXACT_MATCH
 from quilate.evaluation.outcomes import ArmOutcome
 from quilate.evaluation.schema import BinEvidence, CalibrationEvidence, ClassEvidence, Notice
 from quilate.evaluation.spans import EXACT, GOLD, PARTIAL, PREDICTED, f1
-from quilate.evaluation.statistics import SPAN_SCORES, STATISTICS, Array, label_features
-from quilate.tasks.task import LabelMetric, Metric
+from quilate.evaluation.statistics import (
+    COUNT_SCORES,
+    LABEL_SET_METRICS,
+    SPAN_METRICS,
+    STATISTICS,
+    Array,
+    label_features,
+    mean_score,
+)
+from quilate.tasks.task import AnswerMetric, LabelMetric, Metric
 
 RARE_ITEMS = 10  # guess, from simulation: below it nominal 95 % intervals of macro-F1 cover about 90 %
 
@@ -131,40 +141,39 @@ class LabelMeasure:
         )  # fmt: skip
 
 
-class SpanMeasure:
-    """Answers that are spans: counts (items, labels, 4) as `count_spans` gives them for a document."""
+class CountMeasure:
+    """Answers that are sets: counts (items, labels, 4) as `count_spans` gives them for a document, `count_labels` for a
+    text."""
 
     def __init__(self, metric: Metric, gold: Ints, labels: Sequence[str]) -> None:
-        """`gold` (items, labels): how many spans there are to find."""
+        """`gold` (items, labels): how many there are to find."""
         self.gold, self.labels = gold, labels
         self.items = len(gold)
-        self.score = SPAN_SCORES[metric]
+        self._own = COUNT_SCORES[metric]
+        self._shown: list[Metric] = [*(SPAN_METRICS if metric in SPAN_METRICS else LABEL_SET_METRICS)]
+        self.score = self._own.score
 
     def checked(self, outcome: ArmOutcome) -> ArmOutcome:
         shape = self.items, len(self.labels), 4
-        for counts in outcome.spans:
+        for counts in outcome.found:
             if counts.shape != shape or not self.items:
                 raise QuilateError(f"arm {outcome.name}: counts have shape {counts.shape}, the rule is {shape}")
             found = counts[..., EXACT] + counts[..., PARTIAL]
             if (counts < 0).any() or (found > np.minimum(counts[..., PREDICTED], counts[..., GOLD])).any():
-                raise QuilateError(f"arm {outcome.name}: more spans were found than predicted, or than there are")
+                raise QuilateError(f"arm {outcome.name}: more was found than predicted, or than there is")
             if (counts[..., GOLD] != self.gold).any():
-                raise QuilateError(f"arm {outcome.name}: it was not scored on the same gold spans as the others")
+                raise QuilateError(f"arm {outcome.name}: it was not scored on the same gold answers as the others")
         return outcome
 
     def features(self, outcome: ArmOutcome) -> list[NDArray[np.float32]]:
-        return [counts.sum(axis=1).astype(np.float32) for counts in outcome.spans]
+        return [self._own.features(counts) for counts in outcome.found]
 
     def scores(self, outcome: ArmOutcome) -> dict[Metric, list[float]]:
-        sums = [counts.sum(axis=(0, 1)).astype(np.float64) for counts in outcome.spans]
-        return {
-            "span_f1": [float(SPAN_SCORES["span_f1"](total)) for total in sums],
-            "span_f1_partial": [float(SPAN_SCORES["span_f1_partial"](total)) for total in sums],
-        }
+        return {metric: [COUNT_SCORES[metric].of(counts) for counts in outcome.found] for metric in self._shown}
 
     def per_class(self, outcome: ArmOutcome) -> list[ClassEvidence]:
-        """Of exact matches; `items` are gold spans."""
-        runs = np.stack([counts.sum(axis=0) for counts in outcome.spans]).astype(np.float64)  # (runs, labels, 4)
+        """Of exact matches; `items` are gold spans or labels."""
+        runs = np.stack([counts.sum(axis=0) for counts in outcome.found]).astype(np.float64)  # (runs, labels, 4)
         exact, predicted, gold = runs[..., EXACT], runs[..., PREDICTED], runs[..., GOLD]
         precision, recall = exact / np.maximum(predicted, 1), exact / np.maximum(gold, 1)
         means = [values.mean(axis=0) for values in (precision, recall, f1(exact, predicted, gold))]
@@ -189,7 +198,50 @@ class SpanMeasure:
         return None
 
     def warnings(self) -> list[Notice]:
-        return _label_warnings(self.labels, [int(count) for count in self.gold.sum(axis=0)], weigh_alike=False)
+        gold = [int(count) for count in self.gold.sum(axis=0)]
+        return _label_warnings(self.labels, gold, weigh_alike=self._own.by_label)
+
+
+class AnswerMeasure:
+    """Answers that are texts: each has scores of its own, and an arm their mean."""
+
+    labels: Sequence[str] = ()
+
+    def __init__(self, metric: AnswerMetric, items: int) -> None:
+        self.metric, self.items = metric, items
+        self.score: Callable[[Array], Array] = mean_score
+
+    def checked(self, outcome: ArmOutcome) -> ArmOutcome:
+        shape = self.items, len(ANSWER_SCORES)
+        for scores in outcome.scored:
+            if scores.shape != shape or not self.items:
+                raise QuilateError(f"arm {outcome.name}: scores have shape {scores.shape}, the rule is {shape}")
+            if not ((scores >= 0) & (scores <= 1)).all():
+                raise QuilateError(f"arm {outcome.name}: an answer's score is not between 0 and 1")
+        return outcome
+
+    def features(self, outcome: ArmOutcome) -> list[NDArray[np.float32]]:
+        own = [scores[:, ANSWER_SCORES[self.metric]] for scores in outcome.scored]
+        return [np.stack([scores, np.ones(self.items)], axis=1).astype(np.float32) for scores in own]
+
+    def scores(self, outcome: ArmOutcome) -> dict[Metric, list[float]]:
+        places = ANSWER_SCORES.items()
+        return {metric: [float(scores[:, place].mean()) for scores in outcome.scored] for metric, place in places}
+
+    def per_class(self, outcome: ArmOutcome) -> list[ClassEvidence]:
+        return []
+
+    def confusion(self, outcome: ArmOutcome) -> None:
+        return None
+
+    def calibration(self, outcome: ArmOutcome) -> None:
+        return None
+
+    def right(self, outcome: ArmOutcome) -> NDArray[np.bool_] | None:
+        return np.asarray(outcome.scored[0][:, EXACT_MATCH] == 1) if self.metric == "exact_match" else None
+
+    def warnings(self) -> list[Notice]:
+        return []
 
 
 def _label_warnings(labels: Sequence[str], gold: Sequence[int], *, weigh_alike: bool) -> list[Notice]:

@@ -54,8 +54,8 @@ class ArmOutcome:
         phase: the last phase that shaped it.
         method: the field's term: "majority", "tfidf", "zero-shot", "lora", "full", ...
         seeds: the seeds of its runs.
-        probabilities: for every seed (one array only if `seed_independent`): (items, labels), rows sum to 1; of an
-            extractor, none.
+        probabilities: for every seed (one array only if `seed_independent`): (items, labels), rows sum to 1; none
+            where answers are sets.
         cost: of one run, the mean over seeds.
         cost_per_1000: seconds per 1,000 predictions.
         seed_independent: a deterministic arm: its one run stands for every seed.
@@ -66,7 +66,9 @@ class ArmOutcome:
         search: what each value of each searched setting scored on dev.
         stages: ids of the stages it stands on, for the lineage.
         leaked: its training text overlaps the test items.
-        spans: of an extractor, for every seed: the counts (items, labels, 4) of `evaluation.spans.count_spans`.
+        found: where answers are sets (spans of a document, labels of a text), for every seed: counts (items, labels, 4)
+            as `evaluation.spans.count_spans` gives them.
+        scored: where answers are texts, for every seed: (items, 2), exact match and token F1 of each.
     """
 
     name: str
@@ -84,12 +86,13 @@ class ArmOutcome:
     search: list[SearchEvidence] = field(default_factory=list)
     stages: list[str] = field(default_factory=list)
     leaked: bool = False
-    spans: list[NDArray[np.integer]] = field(default_factory=list)
+    found: list[NDArray[np.integer]] = field(default_factory=list)
+    scored: list[NDArray[np.floating]] = field(default_factory=list)
 
     @property
     def runs(self) -> int:
         """How many runs handed over their answers."""
-        return len(self.probabilities) or len(self.spans)
+        return len(self.probabilities) or len(self.found) or len(self.scored)
 
 
 @dataclass(frozen=True)

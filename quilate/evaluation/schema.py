@@ -79,6 +79,9 @@ class ShotsEvidence(Part):
     items: Count
 
 
+TaskKind = Literal["classification", "multi_label", "multiple_choice", "extraction", "question_answering"]
+
+
 class SearchedValue(Part):
     """A value of a searched setting: what it scored on the development items, the mean over `runs` seeds, with its
     interval, and the lowest and highest of them. `trainable_parameters` are those of a model trained with it."""
@@ -105,7 +108,8 @@ class SearchEvidence(Part):
 
 class ArmEvidence(Part):
     """One arm, judged. `scores` has the mean over runs of every metric of the task's kind; `confusion` sums the runs:
-    rows gold, columns predicted, in the order of `labels`. An extractor has neither confusion nor calibration."""
+    rows gold, columns predicted, in the order of `labels`. Where answers are sets there is neither confusion nor
+    calibration."""
 
     name: str
     phase: Phase
@@ -178,7 +182,7 @@ class Task(Part):
     """
 
     name: str
-    kind: Literal["classification", "multiple_choice", "extraction"] = "classification"
+    kind: TaskKind = "classification"
     language: str | None = None
     train: Count
     dev: Count

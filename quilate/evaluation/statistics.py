@@ -23,7 +23,7 @@ from scipy import stats
 from quilate.errors import QuilateError
 from quilate.evaluation.spans import EXACT, GOLD, PARTIAL, PARTIAL_CREDIT, PREDICTED, f1
 from quilate.rng import numpy_stream
-from quilate.tasks.task import LabelMetric
+from quilate.tasks.task import LabelMetric, LabelSetMetric, Metric, SpanMetric
 
 Over = Literal["items", "items and seeds"]
 Array = NDArray[np.float64]
@@ -149,7 +149,8 @@ def _accuracy_features(gold: Ints, predicted: Ints, labels: int) -> NDArray[np.f
     return np.stack([gold == predicted, np.ones(len(gold))], axis=1).astype(np.float32)
 
 
-def _accuracy_score(sums: Array) -> Array:
+def mean_score(sums: Array) -> Array:
+    """A mean from the sums (..., 2) of scores and of ones."""
     return np.asarray(sums[..., 0] / sums[..., 1])
 
 
@@ -174,13 +175,47 @@ def span_score(sums: Array, *, partial_credit: float) -> Array:
     return f1(found, sums[..., PREDICTED], sums[..., GOLD])
 
 
-SPAN_SCORES: dict[str, Callable[[Array], Array]] = {
-    "span_f1": partial(span_score, partial_credit=0.0),
-    "span_f1_partial": partial(span_score, partial_credit=PARTIAL_CREDIT),
+def mean_label_score(sums: Array) -> Array:
+    """Macro-F1 from summed counts (..., labels x 4): the mean over the labels that are to be found at all."""
+    counts = sums.reshape(*sums.shape[:-1], -1, 4)
+    own = f1(counts[..., EXACT], counts[..., PREDICTED], counts[..., GOLD])
+    there = counts[..., GOLD] > 0
+    return np.asarray(own.sum(axis=-1, where=there) / np.maximum(there.sum(axis=-1), 1))
+
+
+@dataclass(frozen=True)
+class CountScore:
+    """A metric of answers that are sets (spans of a document, labels of a text), of counts (items, labels, 4).
+
+    `by_label`: the score needs each label's sums apart; else their total.
+    """
+
+    score: Callable[[Array], Array]
+    by_label: bool = False
+
+    def features(self, counts: Ints) -> NDArray[np.float32]:
+        """(items, features), for `resample` with the score."""
+        summed = counts.reshape(len(counts), -1) if self.by_label else counts.sum(axis=1)
+        return np.asarray(summed, dtype=np.float32)
+
+    def of(self, counts: Ints) -> float:
+        """The score of one run."""
+        return float(self.score(self.features(counts).sum(axis=0, dtype=np.float64)))
+
+
+SPAN_METRICS: tuple[SpanMetric, ...] = ("span_f1", "span_f1_partial")
+LABEL_SET_METRICS: tuple[LabelSetMetric, ...] = ("micro_f1", "macro_f1")
+
+_MICRO_F1 = CountScore(partial(span_score, partial_credit=0.0))
+COUNT_SCORES: dict[Metric, CountScore] = {
+    "span_f1": _MICRO_F1,
+    "span_f1_partial": CountScore(partial(span_score, partial_credit=PARTIAL_CREDIT)),
+    "micro_f1": _MICRO_F1,
+    "macro_f1": CountScore(mean_label_score, by_label=True),
 }
 
 STATISTICS: dict[LabelMetric, _Statistic] = {
-    "accuracy": _Statistic(_accuracy_features, _accuracy_score),
+    "accuracy": _Statistic(_accuracy_features, mean_score),
     "macro_f1": _Statistic(_macro_f1_features, _macro_f1_score),
 }
 

@@ -144,6 +144,12 @@ ENGLISH = {
     "{items:items}, {seeds:runs}).",
     "scored_macro_f1": "{arm} reaches a macro-F1 of {score:percent} ({low:percent} to {high:percent}; {items:items}, "
     "{seeds:runs}).",
+    "scored_micro_f1": "{arm} reaches a micro-F1 of {score:percent} ({low:percent} to {high:percent}; {items:items}, "
+    "{seeds:runs}).",
+    "scored_exact_match": "{arm} answers {score:percent} exactly ({low:percent} to {high:percent}; {items:items}, "
+    "{seeds:runs}).",
+    "scored_token_f1": "{arm} reaches a token F1 of {score:percent} ({low:percent} to {high:percent}; {items:items}, "
+    "{seeds:runs}).",
     "scored_span_f1": "{arm} reaches an entity F1 of {score:percent} ({low:percent} to {high:percent}; {items:items}, "
     "{seeds:runs}).",
     "scored_span_f1_partial": "{arm} reaches an entity F1, partial finds counting half, of {score:percent} "
@@ -189,6 +195,8 @@ ENGLISH = {
     "{names:names}.",
     "unseen_span_labels": "{count:count} entities of the {split} documents have labels that no training document has, "
     "and cannot be found: {names:names}.",
+    "unseen_text_labels": "{count:count} labels of the {split} texts are ones that no training text has, and cannot be "
+    "given: {names:names}.",
     "overlapping_spans": "{count:count} of the {of:count} entities of the {split} documents overlap a longer one. A "
     "tagger does not learn them and cannot find them; they count as missed all the same.",
     "splits_leak": "The splits share texts or groups (allow_leak): scores are too high by an unknown amount.",
@@ -234,6 +242,12 @@ SPANISH = {
     "scored_accuracy": "{arm} acierta el {score:percent} de las respuestas (de {low:percent} a {high:percent}; "
     "{items:items}, {seeds:runs}).",
     "scored_macro_f1": "{arm} alcanza un macro-F1 del {score:percent} (de {low:percent} a {high:percent}; "
+    "{items:items}, {seeds:runs}).",
+    "scored_micro_f1": "{arm} alcanza un micro-F1 del {score:percent} (de {low:percent} a {high:percent}; "
+    "{items:items}, {seeds:runs}).",
+    "scored_exact_match": "{arm} responde exactamente el {score:percent} (de {low:percent} a {high:percent}; "
+    "{items:items}, {seeds:runs}).",
+    "scored_token_f1": "{arm} alcanza un F1 de palabras del {score:percent} (de {low:percent} a {high:percent}; "
     "{items:items}, {seeds:runs}).",
     "scored_span_f1": "{arm} alcanza un F1 de entidades del {score:percent} (de {low:percent} a {high:percent}; "
     "{items:items}, {seeds:runs}).",
@@ -281,6 +295,8 @@ SPANISH = {
     "entre las filas de prueba: {names:names}.",
     "unseen_span_labels": "{count:count} entidades de los documentos de {split} tienen etiquetas que ningún documento "
     "de entrenamiento tiene, y no pueden hallarse: {names:names}.",
+    "unseen_text_labels": "{count:count} etiquetas de los textos de {split} son de las que ningún texto de "
+    "entrenamiento tiene, y no pueden asignarse: {names:names}.",
     "overlapping_spans": "{count:count} de las {of:count} entidades de los documentos de {split} se solapan con otra "
     "más larga. Un etiquetador no las aprende ni puede hallarlas; aun así cuentan como falladas.",
     "splits_leak": "Las particiones comparten textos o grupos (allow_leak): las puntuaciones son demasiado altas, no "

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import abc, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,18 @@ GREEDY = Sampling()
 PROMPT_TOKENS = 4096  # of prompts in one forward pass
 
 Stream = abc.Generator[tuple[int, int | None], None, None]
+
+
+class Constraint(Protocol):
+    """What one sequence may be."""
+
+    def allowed(self) -> Tensor:
+        """[V] bool, which tokens may come next; some may."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """The sequence went on with a token."""
+        ...
 
 
 @dataclass
@@ -78,6 +91,7 @@ class Generator:
         max_new_tokens: int,
         sampling: Sampling = GREEDY,
         seed: int = 0,
+        constraints: Sequence[Constraint] | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[list[int]]:
         """The new tokens after each prompt, a stop token included where one ended it.
@@ -85,6 +99,7 @@ class Generator:
         Args:
             prompts: token ids; equal ones are read once and, unless greedy, continued differently.
             max_new_tokens: a sequence also ends after so many, or where the model's context does.
+            constraints: one a prompt, if anything holds the sequences back.
             on_progress: called with sequences done and in total.
 
         Raises:
@@ -92,7 +107,10 @@ class Generator:
         """
         results: list[list[int]] = [[] for _ in prompts]
         done = 0
-        for row, token in self.stream(prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
+        tokens = self.stream(
+            prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, constraints=constraints
+        )
+        for row, token in tokens:
             if token is None:
                 done += 1
                 on_progress(done, len(prompts))
@@ -108,6 +126,7 @@ class Generator:
         max_new_tokens: int,
         sampling: Sampling = GREEDY,
         seed: int = 0,
+        constraints: Sequence[Constraint] | None = None,
     ) -> Stream:
         """As `generate`, each token as it is chosen: (number of the prompt, token), and (number, None) at its end."""
         self._check(prompts)
@@ -117,13 +136,19 @@ class Generator:
         try:
             if self._together:
                 self._model.set_attn_implementation(CACHED_ATTENTION)
-            yield from self._run(prompts, slots, max_new_tokens, sampling, seed)
+            yield from self._run(prompts, slots, max_new_tokens, sampling, seed, constraints)
         finally:
             self._model.set_attn_implementation(attention)
             self._model.train(training)
 
     def _run(
-        self, prompts: Sequence[Sequence[int]], slots: int, max_new_tokens: int, sampling: Sampling, seed: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        slots: int,
+        max_new_tokens: int,
+        sampling: Sampling,
+        seed: int,
+        constraints: Sequence[Constraint] | None,
     ) -> Stream:
         # Drawn beforehand, a row a prompt: what a sequence becomes does not depend on which others ran beside it.
         uniforms = torch.rand(
@@ -139,8 +164,14 @@ class Generator:
             hidden = passes.read([prompts[s.row] for s in fresh], fresh) if fresh else passes.write(active)
             current = fresh or active
             drawn = torch.stack([uniforms[s.row, len(s.tokens)] for s in current]).to(self.device)
-            for sequence, token in zip(current, choose(self._head(hidden), drawn, sampling).tolist(), strict=True):
+            logits = self._head(hidden)
+            if constraints is not None:
+                allowed = torch.stack([constraints[sequence.row].allowed() for sequence in current])
+                logits = logits.masked_fill(~allowed.to(self.device), -torch.inf)
+            for sequence, token in zip(current, choose(logits, drawn, sampling).tolist(), strict=True):
                 sequence.tokens.append(token)
+                if constraints is not None and token not in self.stop:
+                    constraints[sequence.row].advance(token)
                 yield sequence.row, token
             ended = {sequence.row for sequence in current if self._ended(sequence, prompts, max_new_tokens)}
             for sequence in current:

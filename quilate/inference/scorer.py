@@ -20,12 +20,12 @@ from quilate.files import make_folder, read_json, write_json
 from quilate.inference.calibration import CONTENT_FREE, Calibration, contextual, domain_pmi
 from quilate.inference.demonstrations import TFIDF, Pool
 from quilate.inference.prompts import Demonstration, Format, Layout, closing_words, layout_of
-from quilate.inference.scores import LabelScores, Normalization
+from quilate.inference.scores import LabelScores, Link, Normalization
 from quilate.models.precision import Precision, compute_dtype
 from quilate.tasks.templates import PromptTemplate
 
 if TYPE_CHECKING:
-    from quilate.inference.features import Features, Pooling
+    from quilate.inference.features import Features, Long, Pooling
     from quilate.inference.prompting import LoadedModel
 
 ProgressCallback = Callable[[int, int], None]
@@ -41,7 +41,7 @@ class Scorer(Protocol):
     labels: list[str]
 
     def score(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> LabelScores:
-        """`scores` [texts, labels]: log-probabilities, up to a constant in each row."""
+        """`scores` [texts, labels]: log-probabilities, up to a constant in each row; or log-odds, see `Link`."""
         ...
 
     def save(self, folder: Path) -> None: ...
@@ -50,25 +50,29 @@ class Scorer(Protocol):
 class MajorityScorer:
     """The label frequencies of the training rows, whatever the text says."""
 
-    def __init__(self, labels: list[str], frequencies: Sequence[float]) -> None:
-        self.labels, self.frequencies = labels, list(frequencies)
+    def __init__(self, labels: list[str], frequencies: Sequence[float], *, link: Link = "softmax") -> None:
+        self.labels, self.frequencies, self.link = labels, list(frequencies), link
 
     def score(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> LabelScores:
         row = np.log(np.maximum(self.frequencies, 1e-12))
+        if self.link == "sigmoid":
+            row -= np.log(np.maximum(1 - np.array(self.frequencies), 1e-12))
         on_progress(len(texts), len(texts))
         return LabelScores(np.tile(row, (len(texts), 1)), truncated=0, tokens=0)
 
     def save(self, folder: Path) -> None:
         make_folder(folder)
-        write_json(folder / "scorer.json", {"kind": "majority", "labels": self.labels, "frequencies": self.frequencies})
+        saved = {"kind": "majority", "labels": self.labels, "frequencies": self.frequencies, "link": self.link}
+        write_json(folder / "scorer.json", saved)
 
     @classmethod
     def load(cls, folder: Path, saved: dict[str, Any]) -> MajorityScorer:
-        return cls(saved["labels"], saved["frequencies"])
+        return cls(saved["labels"], saved["frequencies"], link=saved.get("link", "softmax"))
 
 
 class TfidfScorer:
-    """Multinomial logistic regression on TF-IDF features, kept as plain arrays: nothing to unpickle.
+    """Logistic regression on TF-IDF features, multinomial or one a label (see `Link`), kept as plain arrays: nothing to
+    unpickle.
 
     Args:
         terms: [F] the vocabulary in column order; idf: [F]; weights: [labels, F]; bias: [labels].
@@ -77,11 +81,19 @@ class TfidfScorer:
     VECTORIZER: ClassVar[dict[str, Any]] = TFIDF
 
     def __init__(
-        self, labels: list[str], terms: list[str], idf: np.ndarray, weights: np.ndarray, bias: np.ndarray
+        self,
+        labels: list[str],
+        terms: list[str],
+        idf: np.ndarray,
+        weights: np.ndarray,
+        bias: np.ndarray,
+        *,
+        link: Link = "softmax",
     ) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self.labels, self.terms, self.idf, self.weights, self.bias = labels, terms, idf, weights, bias
+        self.link = link
         self._vectorizer = TfidfVectorizer(vocabulary=terms, **self.VECTORIZER)
         self._vectorizer.idf_ = idf
 
@@ -90,17 +102,19 @@ class TfidfScorer:
             return LabelScores(np.empty((0, len(self.labels))), truncated=0, tokens=0)
         logits = self._vectorizer.transform(texts) @ self.weights.T + self.bias
         on_progress(len(texts), len(texts))
-        return LabelScores(logits - _log_sum_exp(logits), truncated=0, tokens=0)
+        return LabelScores(_linked(logits, self.link), truncated=0, tokens=0)
 
     def save(self, folder: Path) -> None:
         make_folder(folder)
         save_file({"idf": self.idf, "weights": self.weights, "bias": self.bias}, folder / "arrays.safetensors")
-        write_json(folder / "scorer.json", {"kind": "tfidf", "labels": self.labels, "terms": self.terms})
+        saved = {"kind": "tfidf", "labels": self.labels, "terms": self.terms, "link": self.link}
+        write_json(folder / "scorer.json", saved)
 
     @classmethod
     def load(cls, folder: Path, saved: dict[str, Any]) -> TfidfScorer:
         arrays = load_file(folder / "arrays.safetensors")
-        return cls(saved["labels"], saved["terms"], arrays["idf"], arrays["weights"], arrays["bias"])
+        weights, bias = arrays["weights"], arrays["bias"]
+        return cls(saved["labels"], saved["terms"], arrays["idf"], weights, bias, link=saved.get("link", "softmax"))
 
 
 class PromptScorer:
@@ -266,7 +280,7 @@ class HeadScorer:
         model: a model or adapter directory, causal or masked.
         template: Jinja text of one item, as the model reads it.
         weights: [labels, D]; bias: [labels].
-        pooling, max_item_tokens: see `encode`.
+        pooling, max_item_tokens, long: see `encode`.
     """
 
     def __init__(
@@ -279,6 +293,8 @@ class HeadScorer:
         template: str,
         pooling: Pooling,
         max_item_tokens: int,
+        long: Long = "cut",
+        link: Link = "softmax",
         precision: Precision = "auto",
     ) -> None:
         self.model_path, self.labels, self.weights, self.bias = model, labels, weights, bias
@@ -290,9 +306,12 @@ class HeadScorer:
             "template": template,
             "pooling": pooling,
             "max_item_tokens": max_item_tokens,
+            "long": long,
+            "link": link,
             "precision": precision,
         }
         self._pooling, self._max_item_tokens, self._precision = pooling, max_item_tokens, precision
+        self._long, self._link = long, link
         self._loaded: tuple[Any, Any] | None = None
 
     def features(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> Features:
@@ -307,13 +326,14 @@ class HeadScorer:
         prompts = [self.template.prompt(text) for text in texts]
         model, tokenizer = self._loaded
         return encode(
-            model, tokenizer, prompts, pooling=self._pooling, max_tokens=self._max_item_tokens, on_progress=on_progress
-        )
+            model, tokenizer, prompts, pooling=self._pooling, max_tokens=self._max_item_tokens, long=self._long,
+            on_progress=on_progress,
+        )  # fmt: skip
 
     def score(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> LabelScores:
         features = self.features(texts, on_progress)
         logits = features.vectors.astype(np.float64) @ self.weights.T + self.bias
-        return LabelScores(logits - _log_sum_exp(logits), features.truncated, features.tokens)
+        return LabelScores(_linked(logits, self._link), features.truncated, features.tokens, features.counts())
 
     def save(self, folder: Path) -> None:
         make_folder(folder)
@@ -332,6 +352,7 @@ _KINDS = {
     "tfidf": "quilate.inference.scorer:TfidfScorer",
     "prompt": "quilate.inference.scorer:PromptScorer",
     "head": "quilate.inference.scorer:HeadScorer",
+    "label sets": "quilate.inference.label_sets:LabelSetScorer",
     "position": "quilate.inference.choice:PositionScorer",
     "longest": "quilate.inference.choice:LongestScorer",
     "overlap": "quilate.inference.choice:OverlapScorer",
@@ -339,6 +360,8 @@ _KINDS = {
     "gazetteer": "quilate.inference.spans:GazetteerTagger",
     "tagger": "quilate.inference.spans:ModelTagger",
     "written tagger": "quilate.inference.written_spans:WrittenTagger",
+    "answers": "quilate.inference.answers:AnswerWriter",
+    "records": "quilate.inference.records:RecordTagger",
     "api": "quilate.inference.api_scorer:ApiScorer",
 }
 
@@ -362,6 +385,10 @@ def movable(model: Path, folder: Path) -> str:
     """How a scorer in `folder` names its model: one beside it relative to it, so that a run directory may be moved."""
     near = model.is_relative_to(folder.parent)
     return str(Path("..") / model.relative_to(folder.parent) if near else model)
+
+
+def _linked(logits: np.ndarray, link: Link) -> np.ndarray:
+    return logits - _log_sum_exp(logits) if link == "softmax" else logits
 
 
 def _log_sum_exp(logits: np.ndarray) -> np.ndarray:

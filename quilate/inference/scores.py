@@ -12,13 +12,18 @@ import numpy as np
 # the first alone, or the sum divided by the number of characters (`acc_norm` of lm-evaluation-harness).
 Normalization = Literal["mean", "sum", "first", "characters"]
 
+# How a linear model's numbers become scores: log-probabilities of labels of which a text has one, or each label's
+# log-odds where it may have several.
+Link = Literal["softmax", "sigmoid"]
+
 
 @dataclass(frozen=True)
 class LabelScores:
     """Scores of every label for every item.
 
     Attributes:
-        scores: [items, labels] float64: log-probabilities, up to a constant in each row; higher is likelier.
+        scores: [items, labels] float64, higher is likelier: log-probabilities, up to a constant in each row; or, where
+            an item may have several labels, their log-odds.
         truncated: items that were cut to fit the model.
         tokens: tokens computed; 0 for what is no language model.
         counts: what else befell the items: name -> how many.

@@ -23,8 +23,8 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True)
 class Found:
-    """The spans of each document, in order, without overlaps; `windowed` documents were read in more than one window;
-    `tokens` were computed, 0 for what is no language model; `counts` is what else befell them."""
+    """The spans of each document, in order; `windowed` documents were read in more than one window; `tokens` were
+    computed, 0 for what is no language model; `counts` is what else befell the documents."""
 
     spans: list[tuple[Span, ...]]
     windowed: int

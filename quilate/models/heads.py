@@ -38,8 +38,8 @@ class Divided:
 
 
 def divide(model: PreTrainedModel, *, virtual_tokens: bool = False) -> Divided:
-    """Divide a causal or masked model, or a token classifier (an adapter's wrapping is looked through; the adapter
-    stays active).
+    """Divide a causal or masked model, or a classifier of tokens or of texts (an adapter's wrapping is looked through;
+    the adapter stays active).
 
     Args:
         virtual_tokens: the caller puts a model's learned tokens before every document.
@@ -67,19 +67,20 @@ def divide(model: PreTrainedModel, *, virtual_tokens: bool = False) -> Divided:
     )
 
 
-# What token classifiers call their last layer: Llama, Mistral, Qwen and Gemma; GPT-2, Falcon, BERT and RoBERTa.
+# What classifiers of tokens call their last layer: Llama, Mistral, Qwen and Gemma; GPT-2, Falcon, BERT and RoBERTa.
+# Classifiers of texts on causal bodies all call it `score`.
 CLASSIFIER_NAMES = ("score", "classifier")
 
 
 def classifier_name(model: PreTrainedModel) -> list[str] | None:
-    """The name of a token classifier's last layer, in a list, as peft wants names; None for any other model."""
-    if not type(model).__name__.endswith("ForTokenClassification"):
+    """The name of a classifier's last layer, in a list, as peft wants names; None for any other model."""
+    if not type(model).__name__.endswith(("ForTokenClassification", "ForSequenceClassification")):
         return None
     return [next(name for name in CLASSIFIER_NAMES if hasattr(model, name))]
 
 
 def classifier_of(model: PreTrainedModel) -> nn.Module | None:
-    """The last layer of a token classifier; None for any other model."""
+    """The last layer of a classifier, of tokens or of texts; None for any other model."""
     names = classifier_name(model)
     if names is None:
         return None
@@ -109,7 +110,7 @@ def _agrees(model: PreTrainedModel, divided: Divided) -> bool:
         probe = model.config.vocab_size - 1 - torch.arange(8, device=divided.head.weight.device)[None]
         logits: Tensor = model(input_ids=probe).logits
         ours = divided.head(divided.transform(divided.body(input_ids=probe).last_hidden_state))
-        return torch.equal(logits, ours)
+        return torch.equal(logits, ours if logits.dim() == 3 else ours[:, -1])  # of a text: read at its last token
     finally:
         model.set_attn_implementation(attention)
         model.train(training)

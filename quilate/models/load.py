@@ -91,12 +91,16 @@ def load_causal(
 
 
 def load_classifier(directory: Path, *, dtype: torch.dtype) -> PreTrainedModel:
-    """A sequence classifier, a reward model say, in evaluation mode.
+    """A classifier of texts, a reward model say, in evaluation mode: a plain directory, or an adapter beside its
+    classifier's config.
 
     Raises:
         ModelError: see `check_model_directory`; or transformers cannot load it, or its classifying layer is missing.
     """
     check_model_directory(directory)
+    if (directory / "adapter_config.json").exists():
+        model = new_text_classifier(base_of_adapter(directory), _label_names(directory), dtype=dtype)
+        return with_adapter(model, directory)
     return _load(AutoModelForSequenceClassification, directory, dtype=dtype, attention="sdpa")
 
 
@@ -108,10 +112,17 @@ def load_token_classifier(directory: Path, *, dtype: torch.dtype) -> PreTrainedM
     """
     check_model_directory(directory)
     if (directory / "adapter_config.json").exists():
-        tags = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False).id2label
-        model = new_token_classifier(base_of_adapter(directory), list(tags.values()), dtype=dtype)
-        return with_adapter(model.eval(), directory)
+        model = new_token_classifier(base_of_adapter(directory), _label_names(directory), dtype=dtype)
+        return with_adapter(model, directory)
     return _load(AutoModelForTokenClassification, directory, dtype=dtype, attention="sdpa")
+
+
+def _label_names(directory: Path) -> list[str]:
+    """The names that a classifier's config gives to its outputs, in order."""
+    names: dict[int, str] = AutoConfig.from_pretrained(
+        directory, local_files_only=True, trust_remote_code=False
+    ).id2label
+    return [names[number] for number in sorted(names)]
 
 
 def new_token_classifier(directory: Path, tags: Sequence[str], *, dtype: torch.dtype) -> PreTrainedModel:
@@ -120,11 +131,31 @@ def new_token_classifier(directory: Path, tags: Sequence[str], *, dtype: torch.d
     Raises:
         ModelError: the architecture has no token classifier in transformers, or the directory cannot be loaded.
     """
+    return _fresh_classifier(AutoModelForTokenClassification, directory, tags, dtype=dtype)
+
+
+def new_text_classifier(directory: Path, labels: Sequence[str], *, dtype: torch.dtype) -> PreTrainedModel:
+    """The body of a causal model with a fresh linear map from a text's last hidden state to the log-odds of labels, of
+    which a text may have several; drawn from torch's global stream.
+
+    Raises:
+        ModelError: it is a masked model, whose classifiers do more; or as `new_token_classifier`.
+    """
+    if is_masked_directory(directory):
+        raise ModelError(
+            f"{directory} is a masked language model: its weights cannot be trained to label whole texts here",
+            hint="use `method: head`, which leaves them as they are, or a causal model",
+        )
+    settings = {"problem_type": "multi_label_classification"}
+    return _fresh_classifier(AutoModelForSequenceClassification, directory, labels, dtype=dtype, **settings)
+
+
+def _fresh_classifier(
+    factory: Any, directory: Path, labels: Sequence[str], *, dtype: torch.dtype, **settings: Any
+) -> PreTrainedModel:
     check_model_directory(directory)
-    names = {"id2label": dict(enumerate(tags)), "label2id": {tag: number for number, tag in enumerate(tags)}}
-    model = _load(
-        AutoModelForTokenClassification, directory, dtype=dtype, attention="sdpa", fresh=CLASSIFIER_NAMES, **names
-    )
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
+    model = _load(factory, directory, dtype=dtype, attention="sdpa", fresh=CLASSIFIER_NAMES, **names, **settings)
     classifier = classifier_of(model)
     assert isinstance(classifier, torch.nn.Linear)
     torch.nn.init.normal_(classifier.weight, std=0.02)  # Devlin et al. 2019, as for every other new layer

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from quilate.config import Config
+from quilate.inference.answers import AnswerWriter
 from quilate.inference.choice import ChoicePromptScorer
 from quilate.inference.scorer import PromptScorer
 from quilate.inference.written_spans import WrittenTagger
@@ -17,6 +18,7 @@ from quilate.tasks.classification import ClassificationTask
 from quilate.tasks.extraction import ExtractionTask
 from quilate.tasks.kinds import load_task
 from quilate.tasks.multiple_choice import AnswerForm, ChoiceTask
+from quilate.tasks.question_answering import QuestionTask
 from quilate.tasks.task import Task
 
 # A list of entities may grow to this many times the longest one seen in training (guess).
@@ -26,8 +28,7 @@ ROOM_FOR_A_LIST = 2
 class Asked(Protocol):
     """How a model is asked; the configs of fine-tuning say it too."""
 
-    @property
-    def answer(self) -> AnswerForm: ...
+    def option_form(self) -> AnswerForm: ...
 
     @property
     def precision(self) -> Precision: ...
@@ -35,14 +36,25 @@ class Asked(Protocol):
     @property
     def max_item_tokens(self) -> int: ...
 
+    @property
+    def max_new_tokens(self) -> int: ...
+
 
 class AskConfig(Config):
     answer: AnswerForm = "text"
     precision: Precision = "auto"
     max_item_tokens: int = 512
+    max_new_tokens: int = 256
+
+    def option_form(self) -> AnswerForm:
+        """What is written for an option of multiple choice."""
+        return self.answer
 
 
-def written_scorer(model: Path, task: Task, asked: Asked) -> PromptScorer | ChoicePromptScorer | WrittenTagger:
+WrittenScorer = PromptScorer | ChoicePromptScorer | WrittenTagger | AnswerWriter
+
+
+def written_scorer(model: Path, task: Task, asked: Asked) -> WrittenScorer:
     """The scorer of a model that writes its answers."""
     match task:
         case ExtractionTask():
@@ -57,11 +69,19 @@ def written_scorer(model: Path, task: Task, asked: Asked) -> PromptScorer | Choi
         case ChoiceTask():
             return ChoicePromptScorer(
                 model,
-                form=asked.answer,
-                template=task.config.prompt_template(asked.answer).source,
+                form=asked.option_form(),
+                template=task.config.prompt_template(asked.option_form()).source,
                 # Options are far less alike in length than labels, and few examples do not undo what their length
                 # costs: they are compared by the mean (guess), letters and labels by what training raised.
-                normalization="mean" if asked.answer == "text" else "sum",
+                normalization="mean" if asked.option_form() == "text" else "sum",
+                precision=asked.precision,
+            )
+        case QuestionTask():
+            return AnswerWriter(
+                model,
+                template=task.config.prompt_template().source,
+                extractive=task.config.extractive,
+                max_new_tokens=asked.max_new_tokens,
                 precision=asked.precision,
             )
         case ClassificationTask():

@@ -10,12 +10,14 @@ from quilate.config import Config
 from quilate.errors import DataError
 from quilate.inference.choice import ChoiceScorer, LongestScorer, OverlapScorer, PositionScorer
 from quilate.inference.scorer import MajorityScorer, Scorer, TfidfScorer
+from quilate.inference.scores import Link
 from quilate.inference.spans import GazetteerTagger, Phrase, Tagger, words_of
-from quilate.phases.logistic import fit_logistic
+from quilate.phases.logistic import fit_labels
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.tasks.classification import ClassificationTask
 from quilate.tasks.extraction import ExtractionTask
 from quilate.tasks.kinds import load_task
+from quilate.tasks.multi_label import MultiLabelTask
 from quilate.tasks.multiple_choice import ChoiceTask
 from quilate.tasks.task import Task
 
@@ -24,21 +26,28 @@ class BaselineConfig(Config):
     kind: Literal["baseline"]
     """What needs no language model."""
     method: Literal["majority", "tfidf", "longest", "gazetteer"]
-    """`majority` always gives the commonest training label or, in multiple choice, place. `tfidf` is TF-IDF with
-    logistic regression; in multiple choice it picks the option nearest to the question. `longest` picks the longest
-    option. `gazetteer`, for extraction, finds the phrases that are spans of the training documents."""
+    """`majority` always gives the commonest training label or, in multiple choice, place; where a text may have several
+    labels, those that are common enough. `tfidf` is TF-IDF with logistic regression, one a label where a text may have
+    several; in multiple choice it picks the option nearest to the question. `longest` picks the longest option.
+    `gazetteer`, for extraction, finds the phrases that are spans of the training documents."""
     regularization: float = 10.0
     """Inverse strength C of the logistic regression's L2 penalty. 10 suits TF-IDF on a few hundred rows (guess)."""
 
 
-def train_majority(task: ClassificationTask) -> MajorityScorer:
-    """Smoothed label frequencies of the training rows."""
-    counts = [sum(item.label == label for item in task.train) for label in task.labels]
-    return MajorityScorer(list(task.labels), [count / len(task.train) for count in counts])
+def train_majority(task: ClassificationTask | MultiLabelTask) -> MajorityScorer:
+    """The label frequencies of the training rows."""
+    labels, link = _learned(task)
+    counts = [sum(label in item.labels for item in task.train) for label in labels]
+    return MajorityScorer(labels, [count / len(task.train) for count in counts], link=link)
 
 
-def train_tfidf(task: ClassificationTask, regularization: float) -> tuple[TfidfScorer, dict[str, int]]:
-    """Fit TF-IDF (words and pairs of words, sublinear counts) and multinomial logistic regression.
+def _learned(task: ClassificationTask | MultiLabelTask) -> tuple[list[str], Link]:
+    """The labels that training rows teach, and how scores of them are to be read."""
+    return (task.trained_labels, "sigmoid") if isinstance(task, MultiLabelTask) else (list(task.labels), "softmax")
+
+
+def train_tfidf(task: ClassificationTask | MultiLabelTask, regularization: float) -> tuple[TfidfScorer, dict[str, int]]:
+    """Fit TF-IDF (words and pairs of words, sublinear counts) and logistic regression, multinomial or one a label.
 
     Returns:
         The scorer, and counts: the solver's iterations and the features.
@@ -47,14 +56,10 @@ def train_tfidf(task: ClassificationTask, regularization: float) -> tuple[TfidfS
         DataError: fewer than two labels in the training rows, or no word in them.
     """
     vectorizer, features = _fitted_vectorizer([item.text for item in task.train])
-    fitted = fit_logistic(features, [item.label for item in task.train], task.labels, regularization=regularization)
-    scorer = TfidfScorer(
-        list(task.labels),
-        list(vectorizer.get_feature_names_out()),
-        vectorizer.idf_,
-        fitted.weights,
-        fitted.bias,
-    )
+    labels, link = _learned(task)
+    fitted = fit_labels(task, task.train, labels, features, regularization=regularization)
+    terms = list(vectorizer.get_feature_names_out())
+    scorer = TfidfScorer(labels, terms, vectorizer.idf_, fitted.weights, fitted.bias, link=link)
     return scorer, {"solver_iterations": fitted.iterations, "features": len(scorer.terms)}
 
 
@@ -130,9 +135,9 @@ def _run(context: StageContext[BaselineConfig]) -> StageReport:
 
 def _trained(task: Task, config: BaselineConfig) -> tuple[Scorer | ChoiceScorer | Tagger, dict[str, int]]:
     match task, config.method:
-        case ClassificationTask(), "majority":
+        case ClassificationTask() | MultiLabelTask(), "majority":
             return train_majority(task), {}
-        case ClassificationTask(), "tfidf":
+        case ClassificationTask() | MultiLabelTask(), "tfidf":
             return train_tfidf(task, config.regularization)
         case ChoiceTask(), "majority":
             return place_frequencies(task), {}

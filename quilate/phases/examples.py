@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,15 +12,21 @@ from transformers import PreTrainedTokenizerBase
 from quilate.data.packing import Example
 from quilate.errors import DataError
 from quilate.inference.choice import said_answers, shown_options
+from quilate.inference.records import RecordPrompts
 from quilate.inference.tagging import WindowPlan
 from quilate.inference.written_spans import prompt_of, written
 from quilate.tasks.bio import spans_of, tags_of
 from quilate.tasks.classification import ClassificationTask
 from quilate.tasks.extraction import ExtractionTask, without_overlaps
+from quilate.tasks.multi_label import MultiLabelTask
 from quilate.tasks.multiple_choice import AnswerForm, ChoiceTask
+from quilate.tasks.question_answering import QuestionTask
+from quilate.tasks.records import locate, parse_records
+from quilate.tasks.records import written as written_records
 from quilate.tasks.task import Task
-from quilate.tokenization.segments import answer_tokens, prompt_tokens, shorten
-from quilate.tokenization.windows import placed_tokens
+from quilate.tasks.templates import PromptTemplate
+from quilate.tokenization.segments import answer_tokens, opening_tokens, prompt_tokens, shorten
+from quilate.tokenization.windows import pieces, placed_tokens
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ def written_examples(
             return choice_examples(task, form, tokenizer, max_item_tokens=max_item_tokens, context=context)
         case ClassificationTask():
             return label_examples(task, tokenizer, max_item_tokens=max_item_tokens, context=context)
+        case QuestionTask():
+            return answer_examples(task, tokenizer, max_item_tokens=max_item_tokens, context=context)
         case ExtractionTask():
             return list_examples(task, tokenizer, max_item_tokens=max_item_tokens, context=context)
     raise AssertionError(f"no such kind of task: {task.config.kind}")
@@ -110,6 +119,22 @@ def choice_examples(
     return _written(ids, prompts, answers, tokenizer, max_item_tokens=max_item_tokens, context=context, longest=longest)
 
 
+def answer_examples(
+    task: QuestionTask, tokenizer: PreTrainedTokenizerBase, *, max_item_tokens: int, context: int
+) -> Examples:
+    """Prompt, first right answer, end of sequence; what follows the prompt is supervised.
+
+    Raises:
+        DataError: the longest right answer leaves no room for a prompt in the model's `context`.
+    """
+    template = task.config.prompt_template()
+    prompts = [template.prompt(item.text, context=item.context) for item in task.train]
+    answers = answer_tokens(tokenizer, [item.right_answers[0] for item in task.train])
+    ids = [item.id for item in task.train]
+    longest = max(map(len, answers))
+    return _written(ids, prompts, answers, tokenizer, max_item_tokens=max_item_tokens, context=context, longest=longest)
+
+
 def _written(
     ids: Sequence[str],
     prompts: Sequence[str],
@@ -171,3 +196,68 @@ def tag_examples(task: ExtractionTask, tokenizer: PreTrainedTokenizerBase, plan:
         "spans that end inside a token": inexact,
     }
     return Examples(examples, counts, len(task.train))
+
+
+def label_set_examples(
+    task: MultiLabelTask, tokenizer: PreTrainedTokenizerBase, *, max_item_tokens: int, context: int
+) -> Examples:
+    """Texts window by window, each to be given the whole text's labels, which are read at its last token.
+
+    Ids are `item/window`: see `item_of`. A text without a token is left out, and counted.
+    """
+    opening, size = opening_tokens(tokenizer), min(max_item_tokens, context)
+    examples: list[Example] = []
+    windowed = empty = 0
+    for item, tokens in zip(task.train, prompt_tokens(tokenizer, [item.text for item in task.train]), strict=True):
+        found = pieces(tokens, opening, size) if tokens else []
+        windowed += len(found) > 1
+        empty += not found
+        for number, piece in enumerate(found):
+            supervised = np.zeros(len(piece.tokens), dtype=bool)
+            supervised[-1] = True
+            # `answers` says that the last position is itself read, and none before it; the labels are the loss's.
+            read = np.array(piece.tokens, dtype=np.int64)
+            examples.append(Example(f"{item.id}/{number}", read, supervised, np.zeros_like(read)))
+    return Examples(examples, {"texts in several windows": windowed, "texts without a token": empty}, len(task.train))
+
+
+def record_examples(
+    task: ExtractionTask, tokenizer: PreTrainedTokenizerBase, *, max_item_tokens: int, max_new_tokens: int, context: int
+) -> Examples:
+    """Documents window by window, each followed by the records of the spans that the window owns; the records and the
+    end of sequence are supervised.
+
+    `counts` has the documents of several windows, the spans that no window shows whole, those that a search for their
+    record does not find again, and the windows whose answer is longer than `max_new_tokens`: they are left out.
+    """
+    template = PromptTemplate(task.config.prompt_template().source, verbalizers=task.trained_labels)
+    prompts = RecordPrompts(
+        tokenizer, template, (), size=max_item_tokens, max_new_tokens=max_new_tokens, context=context
+    )
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    examples: list[Example] = []
+    counts = Counter[str]()
+    for document in task.train:
+        parts = prompts.parts(document.text)
+        counts["documents in several windows"] += len(parts) > 1
+        owned = [[part.to_part(span) for span in document.spans if part.owns(span)] for part in parts]
+        counts["spans that no window shows whole"] += len(document.spans) - sum(map(len, owned))
+        asked = prompt_tokens(tokenizer, [prompts.prompt(part) for part in parts])
+        said = [written_records(part.text, spans) for part, spans in zip(parts, owned, strict=True)]
+        answers = answer_tokens(tokenizer, said)
+        for number, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
+            again = set(locate(parse_records(said[number]).records, parts[number].text)[0])
+            counts["spans that their record does not find"] += len(set(owned[number]) - again)
+            if len(answer) + len(end) > max_new_tokens:
+                counts["windows with too long an answer"] += 1
+                continue
+            supervised = np.zeros(len(prompt) + len(answer) + len(end), dtype=bool)
+            supervised[len(prompt) :] = True
+            tokens = np.array(prompt + answer + end, dtype=np.int64)
+            examples.append(Example(f"{document.id}/{number}", tokens, supervised))
+    return Examples(examples, dict(counts), len(task.train))
+
+
+def item_of(example: str) -> str:
+    """The id of the item that an example's id names."""
+    return example.rpartition("/")[0]

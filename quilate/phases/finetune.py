@@ -2,7 +2,8 @@
 
 Labels and options are written: all methods but one teach a causal model to write an item's answer after its prompt,
 with all weights, the last layers, a LoRA adapter or bottleneck adapters. `head` leaves the model as it is and puts a
-classifier on its hidden states. Spans are tagged: the same methods train a token classifier, causal or masked.
+classifier on its hidden states. Spans are tagged: the same methods train a token classifier, causal or masked. Where a
+text may have several labels, they train a classifier of texts with a sigmoid for each.
 """
 
 from __future__ import annotations
@@ -10,22 +11,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from quilate.data.packing import PackedBatch
+from quilate.engine.label_sets import LabelSetLoss
+from quilate.engine.language_modelling import LanguageModellingLoss
+from quilate.engine.loop import LossFunction
 from quilate.files import atomic_folder
-from quilate.inference.choice import ChoicePromptScorer
-from quilate.inference.scorer import PromptScorer
+from quilate.inference.label_sets import LabelSetScorer
+from quilate.inference.records import RecordTagger
 from quilate.inference.spans import ModelTagger
 from quilate.inference.tagging import WindowPlan
-from quilate.inference.written_spans import WrittenTagger
 from quilate.models.heads import classifier_of
 from quilate.models.load import (
     context_length,
     load_causal,
     load_language_model,
     load_tokenizer,
+    new_text_classifier,
     new_token_classifier,
     save_model,
     trainable_parameters,
@@ -39,9 +45,16 @@ from quilate.models.tuning.layers import layerwise_rates
 from quilate.models.tuning.lora import TAKEN_FROM_THE_BASE, LoraConfig, add_lora
 from quilate.models.tuning.merge import merged
 from quilate.models.tuning.virtual import add_virtual_tokens
-from quilate.phases.asking import written_scorer
-from quilate.phases.example_training import ExampleTraining, plan_batches, train_on_examples, training_flops
-from quilate.phases.examples import Examples, tag_examples, written_examples
+from quilate.phases.asking import WrittenScorer, written_scorer
+from quilate.phases.example_training import ExampleTraining, plan_batches, train, training_flops
+from quilate.phases.examples import (
+    Examples,
+    item_of,
+    label_set_examples,
+    record_examples,
+    tag_examples,
+    written_examples,
+)
 from quilate.phases.head import HeadConfig, train_head
 from quilate.phases.search import PENALTY_FACTOR, Search, Trial, best_of_trials, combinations, config_of, sweep
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of, write_model_note
@@ -50,6 +63,7 @@ from quilate.tasks.bio import tag_names
 from quilate.tasks.classification import ClassificationTask
 from quilate.tasks.extraction import ExtractionTask
 from quilate.tasks.kinds import load_task
+from quilate.tasks.multi_label import MultiLabelTask, indicators
 from quilate.tasks.multiple_choice import AnswerForm
 from quilate.tasks.task import Task
 
@@ -75,12 +89,17 @@ class TuningConfig(ExampleTraining):
     """`full` trains every weight, `last_layers` those of the last layers, `lora` a low-rank adapter on every linear
     layer, `adapter` bottleneck networks in every layer, `ia3` a factor for every channel of keys, values and MLPs,
     `prompt` the embeddings and `prefix` the keys and values of tokens before every text; the model learns to write the
-    label after the item. `head` freezes the model and trains a linear classifier on it. For extraction all but
-    `prompt` and `prefix` train a token classifier."""
+    label after the item. `head` freezes the model and trains a linear classifier on it. `prompt` and `prefix` apart,
+    all train a token classifier for extraction and, `head` apart, a classifier of texts for multi_label."""
     on: str = "base"
     """The stage whose model is fine-tuned."""
-    answer: AnswerForm = "text"
-    """For multiple choice: learn to write the right option's `text`, or its `letter` after a prompt that lists all."""
+    answer: Literal["text", "letter", "records"] | None = None
+    """What the model learns to write. For multiple choice: the right option's `text`, which is the default, or its
+    `letter` after a prompt that lists all. For extraction: `records`, a causal model's list of entities as JSON under a
+    grammar (needs the extra `grammar`); by default tokens are tagged."""
+    max_new_tokens: int = Field(default=256, ge=8)
+    """With `answer: records` and in question answering: the most tokens of an answer. Windows whose records need more
+    are left out of training, and longer answers are cut; both are counted."""
     lr: float | None = Field(default=None, gt=0)
     """Peak learning rate; by default 3e-5 for `full`, 3e-4 for `lora`, 1e-3 for `adapter`, 3e-3 for `ia3`, 1e-2 for
     `prefix`, 3e-2 for `prompt`, 5e-4 for `last_layers`, 1e-3 for the `head` of an extraction task."""
@@ -101,7 +120,8 @@ class TuningConfig(ExampleTraining):
     head: HeadConfig | None = None
     """Settings of the classifier, for `method: head`."""
     max_item_tokens: int = Field(default=512, ge=8)
-    """Longer prompts are cut in the middle, and counted."""
+    """Longer prompts are cut in the middle, and counted. For extraction and multi_label (its `head` apart, see `long`)
+    longer texts are read in windows of so many tokens."""
 
     @model_validator(mode="after")
     def _settings_go_with_their_method(self) -> TuningConfig:
@@ -117,6 +137,10 @@ class TuningConfig(ExampleTraining):
         if self.quantize is not None and self.lora is not None and self.lora.init in TAKEN_FROM_THE_BASE:
             raise ValueError(f"`quantize` does not go with `lora.init: {self.lora.init}`, which changes the base")
         return self
+
+    def option_form(self) -> AnswerForm:
+        """What is written for an option of multiple choice."""
+        return "letter" if self.answer == "letter" else "text"
 
     def tokens_before(self) -> int:
         """How many learned tokens stand before every text."""
@@ -152,7 +176,7 @@ def default_search(config: FinetuneConfig, kind: str, trials: int) -> Search:
     Args:
         kind: of the task; the `head` of a classification task has no rate, and tries strengths of its penalty.
     """
-    if config.method == "head" and kind == "classification":
+    if config.method == "head" and kind in ("classification", "multi_label"):
         return {"head.regularization": sweep((config.head or HeadConfig()).regularization, trials, PENALTY_FACTOR)}
     return {"lr": sweep(config.rate(), trials)}
 
@@ -166,12 +190,14 @@ def _run(context: StageContext[FinetuneConfig]) -> StageReport:
 def _run_once(context: StageContext[FinetuneConfig]) -> StageReport:
     task = load_task(context.inputs["task"] / "task")
     base = model_of(context.inputs["model"])
-    if isinstance(task, ClassificationTask) and context.config.method == "head":
+    if isinstance(task, ClassificationTask | MultiLabelTask) and context.config.method == "head":
         return _run_head(context, task, base)
     return _run_weights(context, task, base)
 
 
-def _run_head(context: StageContext[FinetuneConfig], task: ClassificationTask, base: Path) -> StageReport:
+def _run_head(
+    context: StageContext[FinetuneConfig], task: ClassificationTask | MultiLabelTask, base: Path
+) -> StageReport:
     """A classifier on the hidden states of a model that stays as it is."""
     config = context.config
     trained = train_head(
@@ -183,7 +209,8 @@ def _run_head(context: StageContext[FinetuneConfig], task: ClassificationTask, b
         train_tokens=trained.features.tokens,
         flops=trained.features.flops,
         trainable_parameters=trained.scorer.weights.size + trained.scorer.bias.size,
-        counts={"prompts cut": trained.features.truncated, "rows over the token budget": trained.left_out},
+        counts={"prompts cut": trained.features.truncated, "rows over the token budget": trained.left_out}
+        | trained.features.counts(),
         facts={"train_rows": len(task.train) - trained.left_out, "solver_iterations": trained.iterations},
     )
 
@@ -198,9 +225,8 @@ def _run_weights(context: StageContext[FinetuneConfig], task: Task, base: Path) 
     made = _examples(task, model, tokenizer, config)
     model = made_trainable(model, config, base)
     batches = plan_batches(config, made.examples, context.seed)
-    result = train_on_examples(
-        context, model, batches, streams, rate=config.rate(), rates=rates_by_layer(model, config)
-    )
+    loss, rates = _loss(task, model, made), rates_by_layer(model, config)
+    result = train(context, model, batches, loss, streams, rate=config.rate(), rates=rates)
     save_trained(context.folder, model, tokenizer)
     _scorer(context.folder / "model", task, config).save(context.folder / "scorer")
     parameters = sum(p.numel() for p in model.parameters())
@@ -228,10 +254,16 @@ def _load(
 ) -> tuple[PreTrainedModel, Path]:
     """The model to train and the directory its weights are from: `folder`, if the base is an adapter."""
     dtype = compute_dtype(config.precision)
-    if not isinstance(task, ExtractionTask):
+    if not isinstance(task, ExtractionTask | MultiLabelTask) or config.answer == "records":
         return load_to_train(base, tokenizer, config, folder)
     if (base / "adapter_config.json").exists():
         _, base = merged(load_language_model(base, dtype=dtype), tokenizer, folder)
+    if isinstance(task, MultiLabelTask):
+        classifier = new_text_classifier(base, task.trained_labels, dtype=dtype)
+        # transformers reads a text's logits at the last token that is not padding.
+        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        classifier.config.pad_token_id = padding
+        return classifier, base
     return new_token_classifier(base, tag_names(task.trained_labels), dtype=dtype), base
 
 
@@ -256,9 +288,23 @@ def _examples(
     task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: FinetuneConfig
 ) -> Examples:
     sizes = {"max_item_tokens": config.max_item_tokens, "context": context_length(model) - config.tokens_before()}
-    if isinstance(task, ExtractionTask):
-        return tag_examples(task, tokenizer, WindowPlan.of(model, tokenizer, config.max_item_tokens))
-    return written_examples(task, config.answer, tokenizer, **sizes)
+    match task:
+        case ExtractionTask() if config.answer == "records":
+            return record_examples(task, tokenizer, max_new_tokens=config.max_new_tokens, **sizes)
+        case ExtractionTask():
+            return tag_examples(task, tokenizer, WindowPlan.of(model, tokenizer, config.max_item_tokens))
+        case MultiLabelTask():
+            return label_set_examples(task, tokenizer, **sizes)
+    return written_examples(task, config.option_form(), tokenizer, **sizes)
+
+
+def _loss(task: Task, model: PreTrainedModel, made: Examples) -> LossFunction[PackedBatch]:
+    """What training lowers: the surprise at the answer's tokens or tags, or at a text's set of labels."""
+    if not isinstance(task, MultiLabelTask):
+        return LanguageModellingLoss(model)
+    rows = torch.from_numpy(indicators(task.train, task.trained_labels).astype(np.float32))
+    targets = dict(zip([item.id for item in task.train], rows, strict=True))
+    return LabelSetLoss(model, {example.id: targets[item_of(example.id)] for example in made.examples})
 
 
 def made_trainable(model: PreTrainedModel, config: TuningConfig, base: Path) -> PreTrainedModel:
@@ -301,11 +347,18 @@ def save_trained(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
 
 def _scorer(
     model: Path, task: Task, config: FinetuneConfig
-) -> PromptScorer | ChoicePromptScorer | WrittenTagger | ModelTagger:
-    if isinstance(task, ExtractionTask):
-        return ModelTagger(
-            model, task.trained_labels, max_item_tokens=config.max_item_tokens, precision=config.precision
-        )
+) -> WrittenScorer | ModelTagger | LabelSetScorer | RecordTagger:
+    size, precision = config.max_item_tokens, config.precision
+    match task:
+        case MultiLabelTask():
+            return LabelSetScorer(model, task.trained_labels, max_item_tokens=size, precision=precision)
+        case ExtractionTask() if config.answer == "records":
+            return RecordTagger(
+                model, task.trained_labels, template=task.config.prompt_template().source, max_item_tokens=size,
+                max_new_tokens=config.max_new_tokens, precision=precision,
+            )  # fmt: skip
+        case ExtractionTask():
+            return ModelTagger(model, task.trained_labels, max_item_tokens=size, precision=precision)
     return written_scorer(model, task, config)
 
 

@@ -6,6 +6,7 @@ backward pass, and a few kilobytes to keep for each task.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,29 @@ from safetensors.numpy import load_file, save
 from quilate.config import Config
 from quilate.engine.runlog import Progress
 from quilate.files import read_json, write_bytes, write_json
-from quilate.inference.features import Features, Pooling
+from quilate.inference.features import Features, Long, Pooling
 from quilate.inference.scorer import HeadScorer
 from quilate.models.load import is_masked_directory, load_tokenizer
 from quilate.models.precision import Precision
-from quilate.phases.logistic import fit_logistic, labels_present
+from quilate.phases.logistic import fit_labels, labels_present
 from quilate.phases.stage import StageContext
 from quilate.tasks.classification import ClassificationTask
+from quilate.tasks.labels import Item
+from quilate.tasks.multi_label import MultiLabelTask
+from quilate.tasks.templates import PromptTemplate
 from quilate.tokenization.segments import prompt_tokens
+from quilate.tokenization.windows import windows
+
+PLAIN = PromptTemplate("{{ text }}")  # where a text has several labels, none follows it
 
 
 class HeadConfig(Config):
     pooling: Pooling | None = None
     """Which hidden states stand for a text: the `last` token's, or the `mean` of all; by default `last` for a causal
     model and `mean` for a masked one."""
+    long: Long = "cut"
+    """What becomes of texts longer than `max_item_tokens`: `cut` in their middle, or read in overlapping `windows`
+    whose vectors are averaged. Both are counted."""
     regularization: float = Field(default=0.01, gt=0)
     """Inverse strength C of the logistic regression's L2 penalty, on standardized features. Chosen on the development
     items of the ICD-10 demo."""
@@ -48,7 +58,7 @@ class TrainedHead:
 
 def train_head(
     context: StageContext[Any],
-    task: ClassificationTask,
+    task: ClassificationTask | MultiLabelTask,
     model: Path,
     config: HeadConfig,
     *,
@@ -64,30 +74,39 @@ def train_head(
         DataError: the training rows have fewer than two labels.
         ModelError: the model cannot be loaded or divided.
     """
+    several = isinstance(task, MultiLabelTask)
     pooling = config.pooling or ("mean" if is_masked_directory(model) else "last")
-    template, labels = task.prompt_template(), list(task.labels)
+    template = PLAIN if isinstance(task, MultiLabelTask) else task.prompt_template()
+    labels = task.trained_labels if isinstance(task, MultiLabelTask) else list(task.labels)
 
     def scorer(weights: np.ndarray, bias: np.ndarray) -> HeadScorer:
         return HeadScorer(
-            model, labels, weights, bias, template=template.source, pooling=pooling,
-            max_item_tokens=max_item_tokens, precision=precision,
+            model, labels, weights, bias, template=template.source, pooling=pooling, max_item_tokens=max_item_tokens,
+            long=config.long, link="sigmoid" if several else "softmax", precision=precision,
         )  # fmt: skip
 
-    items = task.train
+    items: Sequence[Item] = task.train
     if max_train_tokens is not None:
-        prompts = [template.prompt(item.text) for item in items]
-        lengths = [min(len(t), max_item_tokens) for t in prompt_tokens(load_tokenizer(model), prompts)]
+        prompts = prompt_tokens(load_tokenizer(model), [template.prompt(item.text) for item in items])
+        lengths = [_tokens_read(len(tokens), max_item_tokens, config.long) for tokens in prompts]
         items = items[: int(np.searchsorted(np.cumsum(lengths), max_train_tokens, side="right"))]
-    targets = [item.label for item in items]
-    labels_present(targets, labels)  # before the minutes that encoding takes
+    if not several:
+        labels_present([item.label for item in items], labels)  # before the minutes that encoding takes
     features = _features(context, scorer(np.empty(0), np.empty(0)), [item.text for item in items])
     mean, deviation = features.vectors.mean(axis=0), features.vectors.std(axis=0)
     deviation[deviation == 0] = 1.0
     standardized = (features.vectors - mean) / deviation
-    fitted = fit_logistic(standardized, targets, labels, regularization=config.regularization)
+    fitted = fit_labels(task, items, labels, standardized, regularization=config.regularization)
     weights = fitted.weights / deviation
     trained = scorer(weights, fitted.bias - weights @ mean)
     return TrainedHead(trained, features, len(task.train) - len(items), fitted.iterations)
+
+
+def _tokens_read(length: int, size: int, long: Long) -> int:
+    """Roughly, for windows have an opening of their own."""
+    if long == "cut":
+        return min(length, size)
+    return sum(window.stop - window.start for window in windows(length, size, both_sides=False))
 
 
 def _features(context: StageContext[Any], encoder: HeadScorer, texts: list[str]) -> Features:
@@ -101,6 +120,6 @@ def _features(context: StageContext[Any], encoder: HeadScorer, texts: list[str])
 
     features = encoder.features(texts, listen)
     write_bytes(path, save({"vectors": features.vectors}))
-    facts = {"truncated": features.truncated, "tokens": features.tokens, "flops": features.flops}
+    facts = {name: value for name, value in vars(features).items() if name != "vectors"}
     write_json(facts_path, facts)
     return features

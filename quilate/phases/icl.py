@@ -10,10 +10,12 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from quilate.inference import demonstrations
+from quilate.inference.answers import AnswerWriter
 from quilate.inference.calibration import Calibration
 from quilate.inference.choice import ChoicePromptScorer
 from quilate.inference.demonstrations import most_that_fit
 from quilate.inference.prompts import Demonstration, Format, layout_of
+from quilate.inference.records import RecordTagger
 from quilate.inference.scorer import PromptScorer
 from quilate.inference.scores import Normalization
 from quilate.models.precision import Precision
@@ -30,8 +32,12 @@ from quilate.phases.prompting import (
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of
 from quilate.rng import numpy_stream
 from quilate.tasks.classification import ClassificationTask
+from quilate.tasks.extraction import Document, ExtractionTask
 from quilate.tasks.kinds import load_task
+from quilate.tasks.labels import Item
 from quilate.tasks.multiple_choice import AnswerForm, ChoiceItem, ChoiceTask
+from quilate.tasks.question_answering import AskedItem, QuestionTask
+from quilate.tasks.records import written
 from quilate.tasks.templates import PromptTemplate
 
 
@@ -53,9 +59,14 @@ class IclConfig(PromptingConfig):
     """The premise of `domain_pmi`; by default the template's words before the label, such as `Etiqueta:`."""
     max_item_tokens: int = Field(default=256, ge=1)
     """Room kept for an item when examples are fitted into the context, up to half of it. A longer item is cut in its
-    middle only if it does not fit."""
-    answer: AnswerForm = "text"
-    """For multiple choice: ask for an option's `text`, or for its `letter` after a prompt that lists all of them."""
+    middle only if it does not fit. With `answer: records`, the most tokens of a document that are shown at once."""
+    answer: Literal["text", "letter", "records"] | None = None
+    """For multiple choice: ask for an option's `text`, which is the default, or for its `letter` after a prompt that
+    lists all of them. For extraction: `records`, a list of entities as JSON, written under a grammar (needs the extra
+    `grammar`)."""
+    max_new_tokens: int = Field(default=256, ge=8)
+    """With `answer: records` and in question answering: the most tokens of an answer; longer ones are cut, and
+    counted."""
     precision: Precision = "auto"
     """Number format of the forward pass: bf16 where the processor is fast at it, else fp32."""
 
@@ -74,6 +85,10 @@ def _run(context: StageContext[IclConfig]) -> StageReport:
     model = model_of(context.inputs["model"])
     if isinstance(task, ChoiceTask):
         return _ask_choices(context, task, model)
+    if isinstance(task, ExtractionTask):
+        return _ask_records(context, task, model)
+    if isinstance(task, QuestionTask):
+        return _ask_questions(context, task, model)
     assert isinstance(task, ClassificationTask)  # a recipe with another kind is refused
     trials = trials_of(config)
     plain = PromptScorer(
@@ -114,20 +129,12 @@ def _run(context: StageContext[IclConfig]) -> StageReport:
 def _ask_choices(context: StageContext[IclConfig], task: ChoiceTask, model: Path) -> StageReport:
     """Questions with options of their own: one prompt, its demonstrations drawn or named."""
     config = context.config
-    assert isinstance(config.shots, int)  # a recipe that says otherwise is refused
-    match config.demonstrations:
-        case "fixed":
-            ranked = demonstrations.named(task.train, config.rows)[: config.shots]
-        case "random":
-            ranked = demonstrations.uniform(task.train, config.shots, seed=context.seed)
-        case _:
-            ranked = demonstrations.balanced(task.train, config.shots, per_class=False, seed=context.seed)
-    rng = numpy_stream(context.seed, "order", 0)
-    arranged = demonstrations.arrange(ranked, config.reading_order(), label=lambda item: item.label, rng=rng)
-    template = task.config.prompt_template(config.answer)
+    arranged = _arranged(config, task.train, context.seed)
+    form: AnswerForm = "letter" if config.answer == "letter" else "text"
+    template = task.config.prompt_template(form)
     scorer = ChoicePromptScorer(
         model,
-        form=config.answer,
+        form=form,
         template=template.source,
         instruction=template.instruction if config.instruction else "",
         demonstrations=[(item, item.right) for item in arranged if isinstance(item, ChoiceItem)],
@@ -136,6 +143,57 @@ def _ask_choices(context: StageContext[IclConfig], task: ChoiceTask, model: Path
     )
     scorer.save(context.folder / "scorer")
     return StageReport(facts={"train_rows": len(arranged), "demonstrations": [item.id for item in arranged]})
+
+
+def _ask_records(context: StageContext[IclConfig], task: ExtractionTask, model: Path) -> StageReport:
+    """Documents whose entities are to be written as records: one prompt, its demonstrations drawn or named."""
+    config = context.config
+    arranged = _arranged(config, task.train, context.seed)
+    template = task.config.prompt_template()
+    scorer = RecordTagger(
+        model,
+        task.trained_labels,
+        template=template.source,
+        instruction=template.instruction if config.instruction else "",
+        demonstrations=[(item.text, written(item.text, item.spans)) for item in arranged if isinstance(item, Document)],
+        max_item_tokens=config.max_item_tokens,
+        max_new_tokens=config.max_new_tokens,
+        precision=config.precision,
+    )
+    scorer.save(context.folder / "scorer")
+    return StageReport(facts={"train_rows": len(arranged), "demonstrations": [item.id for item in arranged]})
+
+
+def _ask_questions(context: StageContext[IclConfig], task: QuestionTask, model: Path) -> StageReport:
+    """Questions that are answered by text: one prompt, its demonstrations drawn or named."""
+    config = context.config
+    arranged = [item for item in _arranged(config, task.train, context.seed) if isinstance(item, AskedItem)]
+    template = task.config.prompt_template()
+    scorer = AnswerWriter(
+        model,
+        template=template.source,
+        instruction=template.instruction if config.instruction else "",
+        demonstrations=[(item.text, item.context, item.right_answers[0]) for item in arranged],
+        extractive=task.config.extractive,
+        max_new_tokens=config.max_new_tokens,
+        precision=config.precision,
+    )
+    scorer.save(context.folder / "scorer")
+    return StageReport(facts={"train_rows": len(arranged), "demonstrations": [item.id for item in arranged]})
+
+
+def _arranged(config: IclConfig, train: Sequence[Item], seed: int) -> list[Item]:
+    """The demonstrations of a prompt that is the same for all items, in the order in which they are read."""
+    assert isinstance(config.shots, int)  # a recipe that says otherwise is refused
+    match config.demonstrations:
+        case "fixed":
+            ranked = demonstrations.named(train, config.rows)[: config.shots]
+        case "random":
+            ranked = demonstrations.uniform(train, config.shots, seed=seed)
+        case _:
+            ranked = demonstrations.balanced(train, config.shots, per_class=False, seed=seed)
+    rng = numpy_stream(seed, "order", 0)
+    return demonstrations.arrange(ranked, config.reading_order(), label=lambda item: item.label, rng=rng)
 
 
 def _fitting(

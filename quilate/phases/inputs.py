@@ -10,7 +10,7 @@ from quilate.config import Config
 from quilate.data.tables import SourceConfig, read_table
 from quilate.evaluation.schema import Notice
 from quilate.evaluation.wording import say
-from quilate.files import sha256_of_file
+from quilate.files import sha256_of_file, sha256_of_tree
 from quilate.models.source import model_name, resolve_model
 from quilate.phases.corpus import refuse_leak
 from quilate.phases.stage import StageContext, StageKind, StageReport, write_model_note
@@ -123,7 +123,8 @@ def content_of_sources(sources: LabelledSources, base: Path) -> dict[str, str]:
     """The digests of the source files, part of the task stage's identity: another content is another stage."""
     from quilate.data.tables import locate
 
-    return {name: sha256_of_file(locate(source, base=base)) for name, source in sources.given().items()}
+    places = {name: locate(source, base=base) for name, source in sources.given().items()}
+    return {name: sha256_of_tree(p) if p.is_dir() else sha256_of_file(p) for name, p in places.items()}
 
 
 TASK = StageKind("task", 3, TaskStageConfig, _prepare_task)

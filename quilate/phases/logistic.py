@@ -1,4 +1,5 @@
-"""Multinomial logistic regression, for whatever gives items as vectors: TF-IDF, or a frozen model."""
+"""Logistic regression, for whatever gives items as vectors: TF-IDF, or a frozen model. Multinomial where an item has
+one label; one against the rest where it may have several."""
 
 from __future__ import annotations
 
@@ -7,10 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quilate.errors import DataError
+from quilate.tasks.labels import Item
+from quilate.tasks.multi_label import MultiLabelTask, indicators
+from quilate.tasks.task import Task
 
-NEVER = -1e9  # the score of a label that no training row has
+NEVER = -1e9  # the score of a label that no training row has; its negative, of one that all rows have
 
 
 @dataclass(frozen=True)
@@ -59,3 +64,38 @@ def fit_logistic(features: Any, targets: Sequence[str], labels: Sequence[str], *
         weights = np.stack([np.zeros(weights.shape[1]) if r is None else weights[r] for r in rows])
         bias = np.array([NEVER if r is None else bias[r] for r in rows])
     return Logistic(np.ascontiguousarray(weights), bias, int(max(model.n_iter_)))
+
+
+def fit_one_vs_rest(features: Any, targets: NDArray[np.bool_], *, regularization: float) -> Logistic:
+    """Fit one binary regression a label with scikit-learn's LBFGS: scores are log-odds.
+
+    Args:
+        features: [items, F], dense or sparse.
+        targets: [items, labels] which labels each item has.
+        regularization: inverse strength C of the L2 penalty.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    labels = targets.shape[1]
+    weights, bias, iterations = np.zeros((labels, features.shape[1])), np.zeros(labels), 0
+    for label, has in enumerate(targets.T):
+        if has.all() or not has.any():  # nothing to tell apart
+            bias[label] = -NEVER if has.all() else NEVER
+            continue
+        model = LogisticRegression(C=regularization, max_iter=1000).fit(features, has)
+        weights[label], bias[label] = model.coef_[0], model.intercept_[0]
+        iterations = max(iterations, int(max(model.n_iter_)))
+    return Logistic(weights, bias, iterations)
+
+
+def fit_labels(
+    task: Task, items: Sequence[Item], labels: Sequence[str], features: Any, *, regularization: float
+) -> Logistic:
+    """Fit the labels of items, as many as the task lets each have; `features` are the items'.
+
+    Raises:
+        DataError: see `fit_logistic`.
+    """
+    if isinstance(task, MultiLabelTask):
+        return fit_one_vs_rest(features, indicators(items, labels), regularization=regularization)
+    return fit_logistic(features, [item.label for item in items], labels, regularization=regularization)

@@ -53,7 +53,7 @@ def _run(context: StageContext[MultitaskConfig]) -> StageReport:
     context_left = context_length(model) - config.tokens_before()
     made = {
         name: written_examples(
-            load_task(context.inputs[f"task:{name}"] / "task"), config.answer, tokenizer,
+            load_task(context.inputs[f"task:{name}"] / "task"), config.option_form(), tokenizer,
             max_item_tokens=config.max_item_tokens, context=context_left,
         )
         for name in config.tasks

@@ -18,12 +18,15 @@ from safetensors.numpy import load_file, save_file
 from quilate.config import Config
 from quilate.engine.runlog import Progress
 from quilate.errors import DataError
+from quilate.evaluation.answers import ANSWER_SCORES
+from quilate.evaluation.thresholds import choose_thresholds, count_labels
 from quilate.files import make_folder, read_json, write_json
 from quilate.inference.scorer import load_scorer
-from quilate.phases.evaluate import answer, gold_indices
+from quilate.phases.evaluate import answer, answers_are_sets, gold_indices
 from quilate.phases.stage import StageContext, StageReport
-from quilate.tasks.extraction import ExtractionTask
 from quilate.tasks.labels import Item
+from quilate.tasks.multi_label import MultiLabelTask, indicators
+from quilate.tasks.question_answering import QuestionTask
 from quilate.tasks.task import Task
 
 C = TypeVar("C", bound=Config)
@@ -185,11 +188,19 @@ def features_of(
     `resample`)."""
     # Here, not above: scikit-learn and scipy take half a second that others need not pay.
     from quilate.evaluation import metrics
-    from quilate.evaluation.statistics import SPAN_SCORES, STATISTICS, label_features
+    from quilate.evaluation.statistics import COUNT_SCORES, STATISTICS, label_features, mean_score
 
     metric = task.config.metric
-    if isinstance(task, ExtractionTask):
-        return answers.sum(axis=1).astype(np.float32), SPAN_SCORES[metric]
+    if isinstance(task, QuestionTask):
+        own = answers[:, ANSWER_SCORES[task.config.metric]]
+        return np.stack([own, np.ones(len(own))], axis=1).astype(np.float32), mean_score
+    if isinstance(task, MultiLabelTask):  # thresholds as `evaluate` will choose them, on the same development items
+        has, known = indicators(items, task.labels), np.isfinite(answers).all(axis=0)
+        given = np.zeros_like(has)
+        given[:, known] = answers[:, known] >= choose_thresholds(has[:, known], answers[:, known], task.config.metric)
+        answers = count_labels(has, given)
+    if answers_are_sets(task):
+        return COUNT_SCORES[metric].features(answers), COUNT_SCORES[metric].score
     assert metric == "accuracy" or metric == "macro_f1"  # the other kinds of task have no other
     predicted = metrics.predictions(metrics.with_temperature(answers, 1.0))
     gold = gold_indices(items, task.labels)

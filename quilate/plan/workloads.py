@@ -260,7 +260,7 @@ class Workloads:
             case ClassificationTask():
                 examples = label_examples(task, tokenizer, **sizes).examples
             case ChoiceTask():
-                examples = choice_examples(task, config.answer, tokenizer, **sizes).examples
+                examples = choice_examples(task, config.option_form(), tokenizer, **sizes).examples
             case _:
                 return None
         return self._example_training(context, model, tuning, examples, [])

@@ -6,11 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quilate.phases.evaluate import gold_indices, read_counts, read_probabilities
+from quilate.evaluation.answers import ANSWER_SCORES
+from quilate.phases.evaluate import (
+    answers_are_sets,
+    gold_indices,
+    read_answer_scores,
+    read_counts,
+    read_probabilities,
+)
 from quilate.recipe.evidence_stage import kept, run_plan
 from quilate.recipe.manifest import read_manifest
-from quilate.tasks.extraction import ExtractionTask
 from quilate.tasks.kinds import load_task
+from quilate.tasks.question_answering import QuestionTask
 from quilate.tasks.task import Task
 
 
@@ -64,11 +71,13 @@ def _cell(run: Path, name: str, stages: dict[str, dict[str, Any]], metric: str) 
 def score_of(task: Task, folder: Path) -> float:
     """The score of a finished evaluate stage by the task's metric."""
     from quilate.evaluation import metrics
-    from quilate.evaluation.statistics import SPAN_SCORES
+    from quilate.evaluation.statistics import COUNT_SCORES
 
     metric = task.config.metric
-    if isinstance(task, ExtractionTask):
-        return float(SPAN_SCORES[metric](read_counts(folder).sum(axis=(0, 1)).astype(float)))
+    if isinstance(task, QuestionTask):
+        return float(read_answer_scores(folder)[:, ANSWER_SCORES[task.config.metric]].mean())
+    if answers_are_sets(task):
+        return COUNT_SCORES[metric].of(read_counts(folder))
     score: float = getattr(metrics, metric)(gold_indices(task.test, task.labels), read_probabilities(folder))
     return score
 

@@ -14,15 +14,22 @@ from quilate.evaluation.outcomes import ArmOutcome, Cost, Phase, Rules
 from quilate.evaluation.schema import Alignment, Notice, SearchEvidence, ShotsEvidence, TaskEffect, TaskScore
 from quilate.files import read_json, write_json, write_text
 from quilate.phases.corpus import WARN_SHARE, corpus_documents
-from quilate.phases.evaluate import gold_indices, gold_of, read_counts, read_probabilities
+from quilate.phases.evaluate import (
+    answers_are_sets,
+    gold_indices,
+    gold_of,
+    read_answer_scores,
+    read_counts,
+    read_probabilities,
+)
 from quilate.phases.language_modelling import TASK_CORPUS
 from quilate.phases.prompting import trial_scores
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.recipe.manifest import SHARED_KINDS, finished_manifest, stages_behind
 from quilate.recipe.spec import StageSpec
 from quilate.tasks.classification import ClassificationTask
-from quilate.tasks.extraction import ExtractionTask
 from quilate.tasks.kinds import load_task
+from quilate.tasks.question_answering import QuestionTask
 from quilate.tasks.task import Task
 
 if TYPE_CHECKING:  # scipy takes seconds to import
@@ -152,7 +159,7 @@ def _asked(
     tasks, asked = {}, []
     for row in config.asked:
         task = load_task(folders[manifests[row.evaluations[0]]["inputs"]["task"]["stage"]] / "task")
-        kept = "counts" if isinstance(task, ExtractionTask) else "scores"
+        kept = {"extraction": "counts", "question_answering": "answers"}.get(task.config.kind, "scores")
         answers = [load_file(folders[name] / f"{kept}.safetensors")["test"] for name in row.evaluations]
         features, scores = zip(*(features_of(task, task.test, answer) for answer in answers), strict=True)
         groups = [item.group for item in task.test] if task.config.group else None
@@ -200,15 +207,15 @@ def _outcome(
             if count:
                 counts[name] = max(counts.get(name, 0), count)  # of one run, like the cost
     solved_by = [manifests[m["inputs"]["arm"]["stage"]] for m in (manifests[name] for name in arm.evaluations)]
+    sets, texts = answers_are_sets(task), isinstance(task, QuestionTask)
     return ArmOutcome(
         name=arm.name,
         phase=arm.phase,
         method=arm.method,
         seeds=[manifest["seed"] for manifest in solved_by],
-        probabilities=[]
-        if isinstance(task, ExtractionTask)
-        else [read_probabilities(folders[name]) for name in arm.evaluations],
-        spans=[read_counts(folders[name]) for name in arm.evaluations] if isinstance(task, ExtractionTask) else [],
+        probabilities=[] if sets or texts else [read_probabilities(folders[name]) for name in arm.evaluations],
+        found=[read_counts(folders[name]) for name in arm.evaluations] if sets else [],
+        scored=[read_answer_scores(folders[name]) for name in arm.evaluations] if texts else [],
         cost=_mean_cost(costs, trained),
         cost_per_1000=_mean([manifests[name]["facts"]["seconds_per_1000"] for name in arm.evaluations]),
         seed_independent=arm.deterministic,

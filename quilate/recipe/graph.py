@@ -169,7 +169,7 @@ def _draws(recipe: Recipe, node: ArmConfig | PrivacyConfig) -> bool:
     match node:
         case BaselineConfig() | PrivacyConfig():
             return False
-        case FinetuneConfig():  # a classification head has one solution
+        case FinetuneConfig():  # a head on whole texts has one solution
             return node.method != "head" or (recipe.task is not None and recipe.task.kind == "extraction")
         case IclConfig() | ApiConfig():
             return node.draws()
@@ -252,9 +252,10 @@ def _ask_every_task(graph: Graph) -> list[dict[str, Any]]:
         node = nodes.get(name)
         for task in ("task", *recipe.tasks):
             asked = {
-                "answer": getattr(node, "answer", "text"),
+                "answer": node.option_form() if isinstance(node, TuningConfig) else "text",
                 "precision": getattr(node, "precision", "auto"),
                 "max_item_tokens": getattr(node, "max_item_tokens", 512),
+                "max_new_tokens": getattr(node, "max_new_tokens", 256),
             }
             evaluations = []
             for seed in seeds_of(recipe, node) if node is not None else [0]:

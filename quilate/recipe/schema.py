@@ -82,33 +82,46 @@ RESERVED = (BASE, "task", "report")
 # What each kind of task can be solved by, beside fine-tuning by any method but those in NOT_TUNED_BY.
 BASELINES = {
     "classification": ("majority", "tfidf"),
+    "multi_label": ("majority", "tfidf"),
     "multiple_choice": ("majority", "tfidf", "longest"),
     "extraction": ("gazetteer",),
+    "question_answering": (),
 }
-NOT_TUNED_BY = {"classification": (), "multiple_choice": ("head",), "extraction": ("prefix", "prompt")}
+ANSWERS = {"text": "multiple_choice", "letter": "multiple_choice", "records": "extraction"}
+NOT_TUNED_BY: dict[str, tuple[str, ...]] = {
+    "multi_label": ("prefix", "prompt"),
+    "multiple_choice": ("head",),
+    "extraction": ("prefix", "prompt"),
+    "question_answering": ("head",),
+}
 
 
 def misfit(kind: str, arm: ArmConfig) -> str | None:
     """Why an arm cannot solve tasks of a kind as it is configured; None if it can."""
     match arm:
         case BaselineConfig() if arm.method not in BASELINES[kind]:
-            return f"`method: {arm.method}` does not solve {kind}; these do: {', '.join(BASELINES[kind])}"
+            known = f"these do: {', '.join(BASELINES[kind])}" if BASELINES[kind] else "no baseline does"
+            return f"`method: {arm.method}` does not solve {kind}; {known}"
         case ApiConfig() if kind != "classification":
             return f"an endpoint does not solve {kind} yet: use `finetune` or `baseline`"
-        case IclConfig() if kind == "extraction":
-            return "a prompt does not solve extraction yet: use `finetune`, or `baseline` with `method: gazetteer`"
-        case IclConfig() if kind == "multiple_choice" and _for_classes_only(arm):
+        case IclConfig() if kind == "multi_label":
+            return "a prompt does not solve multi_label yet: use `finetune` or `baseline`"
+        case IclConfig() if kind == "extraction" and arm.answer != "records":
+            return "a prompt solves extraction with `answer: records` only"
+        case IclConfig() if kind in ("multiple_choice", "extraction", "question_answering") and _for_classes_only(arm):
             return f"`{_for_classes_only(arm)[0]}` goes with classification only, as it is set here"
-        case FinetuneConfig() if arm.method in NOT_TUNED_BY[kind]:
+        case FinetuneConfig() if arm.method in NOT_TUNED_BY.get(kind, ()):
             return f"`method: {arm.method}` does not solve {kind}: use `full`, `lora`, `adapter` or `last_layers`"
-        case FinetuneConfig() if kind == "extraction" and arm.quantize is not None:
+        case FinetuneConfig() if kind in ("extraction", "multi_label") and arm.quantize is not None:
             return "`quantize` is for models that write their answers"
-        case FinetuneConfig(method="head") if kind == "classification" and arm.lr is not None:
+        case FinetuneConfig(method="head") if kind in ("classification", "multi_label") and arm.lr is not None:
             return "`lr` does not go with `method: head`: its classifier has a solver that needs none"
         case FinetuneConfig(method="head") if kind == "extraction" and arm.head is not None:
-            return "`head` settings are for classification: for extraction the classifier is trained by steps"
-        case IclConfig(answer="letter") | FinetuneConfig(answer="letter") if kind != "multiple_choice":
-            return "`answer: letter` goes with multiple_choice"
+            return "`head` settings are for whole texts: for extraction the classifier is trained by steps"
+        case FinetuneConfig(method="head", answer="records"):
+            return "`answer: records` needs a model that learns to write, and `method: head` leaves it as it is"
+        case IclConfig() | FinetuneConfig() if arm.answer is not None and ANSWERS[arm.answer] != kind:
+            return f"`answer: {arm.answer}` goes with {ANSWERS[arm.answer]}"
     return None
 
 
@@ -278,8 +291,8 @@ class Recipe(Config):
         if twice:
             raise ValueError(f"'{twice[0]}' names both a stage and an arm")
         tuned = {name: arm for name, arm in self.arms.items() if isinstance(arm, FinetuneConfig)}
-        taggers = self.task is not None and self.task.kind == "extraction"
-        writers = [name for name, arm in tuned.items() if arm.method != "head" and not taggers]
+        classifiers = self.task is not None and self.task.kind in ("extraction", "multi_label")
+        writers = [name for name, arm in tuned.items() if arm.method != "head" and not classifiers]
         silent = RewardConfig | DeriveConfig | PrivacyConfig
         written = [name for name, stage in self.stages.items() if not isinstance(stage, silent)]
         models = [BASE, *written, *writers]
@@ -326,6 +339,12 @@ class Recipe(Config):
                     )
             if self._trained_with(name) == "head":
                 raise ValueError(f"stage '{name}': `method: head` makes no model to stand on; make it an arm")
+        several = [name for name, task in known.items() if self.tasks and task.kind == "multi_label"]
+        if several:
+            raise ValueError(
+                f"'{several[0]}' has several labels a text, which a model that writes does not answer: it cannot stand "
+                "beside other `tasks`"
+            )
         if self.tasks and self.task is not None and self.task.kind == "extraction":
             raise ValueError(
                 "the recipe's own task cannot be extraction where there are further `tasks`: its arms are token "
@@ -333,8 +352,8 @@ class Recipe(Config):
             )
         for name, stage in self.stages.items():
             problem = misfit(known[stage.task].kind, stage) if isinstance(stage, FinetuneStageConfig) else None
-            if isinstance(stage, FinetuneStageConfig) and known[stage.task].kind == "extraction":
-                problem = "a token classifier is nothing to stand on: use `kind: multitask`, also for one task"
+            if isinstance(stage, FinetuneStageConfig) and known[stage.task].kind in ("extraction", "multi_label"):
+                problem = "a classifier is nothing to stand on: use `kind: multitask`, also for one task"
             if problem is not None:
                 raise ValueError(f"stage '{name}': {problem}")
 

@@ -14,6 +14,12 @@ _BOTH: dict[str, tuple[str, str]] = {
     "standing.groups": ("The items come from {groups:groups}.", "Los casos proceden de {groups:groups}."),
     "metric.accuracy": ("Share of right answers (accuracy)", "Proporción de aciertos (exactitud)"),
     "metric.macro_f1": ("Macro-F1", "Macro-F1"),
+    "metric.micro_f1": ("Micro-F1 over all labels of all texts", "Micro-F1 sobre todas las etiquetas de los textos"),
+    "metric.exact_match": ("Share of exactly right answers", "Proporción de respuestas exactas"),
+    "metric.token_f1": (
+        "F1 of the answer's words, mean over the questions",
+        "F1 de las palabras de la respuesta, media de las preguntas",
+    ),
     "metric.span_f1": (
         "Micro-F1 of entities, start, end and label all right",
         "Micro-F1 de entidades, con inicio, fin y etiqueta correctos",
@@ -24,6 +30,9 @@ _BOTH: dict[str, tuple[str, str]] = {
     ),
     "short.accuracy": ("Right answers", "Aciertos"),
     "short.macro_f1": ("Macro-F1", "Macro-F1"),
+    "short.micro_f1": ("Micro-F1", "Micro-F1"),
+    "short.exact_match": ("Exact", "Exactas"),
+    "short.token_f1": ("Word F1", "F1 de palabras"),
     "short.span_f1": ("Entity F1", "F1 de entidades"),
     "short.span_f1_partial": ("Entity F1, partial", "F1 de entidades, parcial"),
     "warnings": ("Before you rely on this", "Antes de fiarse de esto"),
@@ -182,6 +191,12 @@ _BOTH: dict[str, tuple[str, str]] = {
         "es perfecto): aquí se ve si un método prefiere un lugar. «Casos» es cuántos casos de prueba tienen ahí la "
         "correcta.",
     ),
+    "classes.note.multi_label": (
+        "F1 in per cent for every method, mean over its runs (100 is perfect). “Texts” is how many test texts have "
+        "each label: with few, the number says little.",
+        "F1 en tanto por ciento para cada método, media de sus ejecuciones (100 es perfecto). «Textos» es cuántos "
+        "textos de prueba tienen cada etiqueta: si son pocos, la cifra dice poco.",
+    ),
     "classes.note.extraction": (
         "F1 in per cent for every method, start, end and label all right, mean over its runs (100 is perfect). "
         "“Entities” is how many the test documents have of each label: with few, the number says little.",
@@ -191,6 +206,7 @@ _BOTH: dict[str, tuple[str, str]] = {
     ),
     "gold.classification": ("Items", "Casos"),
     "gold.multiple_choice": ("Items", "Casos"),
+    "gold.multi_label": ("Texts", "Textos"),
     "gold.extraction": ("Entities", "Entidades"),
     "label": ("Label", "Etiqueta"),
     # language modelling
@@ -290,6 +306,15 @@ _BOTH: dict[str, tuple[str, str]] = {
         "test answers that were there from an earlier run",
         "respuestas de prueba que ya estaban de una ejecución anterior",
     ),
+    "count.texts in several windows": (
+        "training texts read in several windows",
+        "textos de entrenamiento leídos en varias ventanas",
+    ),
+    "count.test texts in several windows": (
+        "test texts read in several windows",
+        "textos de prueba leídos en varias ventanas",
+    ),
+    "count.texts without a token": ("training texts without a token", "textos de entrenamiento sin ningún token"),
     "count.documents in several windows": (
         "training documents read in several windows",
         "documentos de entrenamiento leídos en varias ventanas",
@@ -309,6 +334,31 @@ _BOTH: dict[str, tuple[str, str]] = {
     "count.spans that end inside a token": (
         "training entities whose ends no token has",
         "entidades de entrenamiento cuyos extremos caen dentro de un token",
+    ),
+    "count.spans that no window shows whole": (
+        "training entities that no window shows whole",
+        "entidades de entrenamiento que ninguna ventana muestra enteras",
+    ),
+    "count.spans that their record does not find": (
+        "training entities that a search for their text does not find again",
+        "entidades de entrenamiento que la búsqueda de su texto no vuelve a hallar",
+    ),
+    "count.windows with too long an answer": (
+        "windows left out of training for too long an answer",
+        "ventanas omitidas del entrenamiento por respuesta demasiado larga",
+    ),
+    "count.test answers that did not end": (
+        "test answers that did not end by themselves",
+        "respuestas de prueba que no terminaron por sí mismas",
+    ),
+    "count.test answers cut short": ("test answers cut short", "respuestas de prueba cortadas"),
+    "count.test answers that are no records": (
+        "test answers that are no list of records",
+        "respuestas de prueba que no son una lista de registros",
+    ),
+    "count.test records that stand nowhere": (
+        "records of test answers that stand nowhere in the text",
+        "registros de respuestas de prueba que no están en el texto",
     ),
     "count.refused updates": ("updates refused (not finite)", "actualizaciones rechazadas (no finitas)"),
     "count.loss spikes": ("steps whose loss was a spike", "pasos con un pico de la pérdida"),

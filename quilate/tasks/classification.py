@@ -23,7 +23,8 @@ class ClassificationConfig(CommonTaskConfig):
     """A classification task: which columns, which rows, how it is split, how a language model sees it."""
 
     kind: Literal["classification"] = "classification"
-    """One label a text. `multiple_choice` and `extraction` are the other kinds."""
+    """One label a text. `multi_label`, `multiple_choice`, `extraction` and `question_answering` are the other
+    kinds."""
     label: str
     """Column that holds the label."""
     labels: dict[str, str] = Field(default_factory=dict)

@@ -9,10 +9,14 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from quilate.errors import DataError
+from quilate.tasks.classification import check_template
 from quilate.tasks.columns import Row, columns_of, require_column
 from quilate.tasks.labels import Item, cell_text
 from quilate.tasks.task import CommonTaskConfig, Counts, ReadItem, SpanMetric, Task
+from quilate.tasks.templates import PromptTemplate
 from quilate.tokenization.sandbox import is_template
+
+DEFAULT_TEMPLATES = {"es": "Texto: {{ text }}\nEntidades:", "en": "Text: {{ text }}\nEntities:"}
 
 
 @dataclass(frozen=True, order=True)
@@ -69,6 +73,11 @@ class ExtractionConfig(CommonTaskConfig):
     """Key that holds the place after its last character."""
     label: str = "label"
     """Key that holds its label."""
+    template: str = ""
+    """How a document is shown to a language model that writes records (`answer: records`), a Jinja template with
+    `{{ text }}` and optionally `{{ labels }}`. Default: `Texto: ... Entidades:` in the task's language."""
+    instruction: str = ""
+    """What such a model reads once, before the demonstrations."""
     metric: SpanMetric = "span_f1"
     """Score by which arms are compared, over all spans of all test documents. `span_f1` counts a span as found if
     start, end and label are right; `span_f1_partial` counts one that overlaps a span of the same label as half."""
@@ -77,7 +86,26 @@ class ExtractionConfig(CommonTaskConfig):
     def _text_is_a_column(self) -> ExtractionConfig:
         if is_template(self.text):
             raise ValueError("text: name a column: spans are given by offsets, which a template would shift")
+        if self.template:
+            check_template(self.template)
+        elif self.language not in DEFAULT_TEMPLATES:
+            raise ValueError(
+                f"there is no default template for language '{self.language}' (only {', '.join(DEFAULT_TEMPLATES)}): "
+                "give one under `template:`"
+            )
         return self
+
+    def prompt_template(self, labels: Sequence[str] = ()) -> PromptTemplate:
+        """The template as configured or by language.
+
+        Raises:
+            ConfigError: it is not valid Jinja, uses unknown variables, or leaves the sandbox.
+        """
+        template = self.template or DEFAULT_TEMPLATES[self.language]
+        return PromptTemplate(template, instruction=self.instruction, verbalizers=labels)
+
+    def check(self) -> None:
+        self.prompt_template()
 
     def reader(self, rows: Sequence[Row], counts: Counts) -> ReadItem:
         columns = columns_of(rows)
@@ -129,21 +157,13 @@ class ExtractionConfig(CommonTaskConfig):
 
     def labels_of(self, parts: Mapping[str, Sequence[Item]], counts: Counts) -> list[str]:
         """Every label that any document has: what train lacks is missed by every arm, and warned of."""
-        documents = {name: [d for d in items if isinstance(d, Document)] for name, items in parts.items()}
-        known = {label for document in documents["train"] for label in document.labels}
-        if not known:
-            raise DataError("no training document has a span", hint="check the column named under spans:")
-        for name in ("dev", "test"):
-            unseen = [label for document in documents[name] for label in document.labels if label not in known]
-            if unseen:
-                counts.warn("unseen_span_labels", split=name, count=len(unseen), names=sorted(set(unseen)))
+        labels = counts.labels_of_any(parts, unseen="unseen_span_labels", column=self.spans)
         for name in ("train", "test"):
-            spans = [document.spans for document in documents[name]]
+            spans = [document.spans for document in parts[name] if isinstance(document, Document)]
             lost = sum(len(found) - len(without_overlaps(found)) for found in spans)
             if lost:
                 counts.warn("overlapping_spans", split=name, count=lost, of=sum(map(len, spans)))
-        counts.note_never_tested(parts)
-        return sorted({label for items in documents.values() for document in items for label in document.labels})
+        return labels
 
 
 def raw_text(config: ExtractionConfig, row: Row) -> str:

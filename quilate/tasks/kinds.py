@@ -14,15 +14,25 @@ from quilate.files import read_json, read_jsonl
 from quilate.tasks.classification import ClassificationConfig, ClassificationTask
 from quilate.tasks.extraction import Document, ExtractionConfig, ExtractionTask
 from quilate.tasks.labels import Item
+from quilate.tasks.multi_label import LabelledText, MultiLabelConfig, MultiLabelTask
 from quilate.tasks.multiple_choice import ChoiceItem, ChoiceTask, MultipleChoiceConfig
+from quilate.tasks.question_answering import AskedItem, QuestionAnsweringConfig, QuestionTask
 from quilate.tasks.task import SPLITS, Task
 
 TASKS: dict[str, type[Task]] = {
     "classification": ClassificationTask,
+    "multi_label": MultiLabelTask,
     "multiple_choice": ChoiceTask,
     "extraction": ExtractionTask,
+    "question_answering": QuestionTask,
 }
-_ITEMS: dict[str, type[Item]] = {"classification": Item, "multiple_choice": ChoiceItem, "extraction": Document}
+_ITEMS: dict[str, type[Item]] = {
+    "classification": Item,
+    "multi_label": LabelledText,
+    "multiple_choice": ChoiceItem,
+    "extraction": Document,
+    "question_answering": AskedItem,
+}
 
 
 def _classification_by_default(value: Any) -> Any:
@@ -30,7 +40,7 @@ def _classification_by_default(value: Any) -> Any:
 
 
 TaskConfig = Annotated[
-    ClassificationConfig | MultipleChoiceConfig | ExtractionConfig,
+    ClassificationConfig | MultiLabelConfig | MultipleChoiceConfig | ExtractionConfig | QuestionAnsweringConfig,
     Field(discriminator="kind"),
     BeforeValidator(_classification_by_default),
 ]

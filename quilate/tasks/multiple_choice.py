@@ -23,7 +23,7 @@ from quilate.tokenization.sandbox import SandboxedTemplate, is_template
 
 LETTERS = string.ascii_uppercase
 
-AnswerForm = Literal["text", "letter"]
+AnswerForm = Literal["text", "letter"]  # what a model writes for an option
 
 DEFAULT_TEMPLATES: dict[AnswerForm, dict[str, str]] = {
     "text": {"es": "Pregunta: {{ text }}\nRespuesta:", "en": "Question: {{ text }}\nAnswer:"},

@@ -37,6 +37,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from quilate.config import Config
+from quilate.errors import DataError
 from quilate.files import atomic_folder, write_json, write_jsonl
 from quilate.tasks.columns import Condition, Row
 from quilate.tasks.labels import Item
@@ -45,8 +46,10 @@ from quilate.tasks.splits import SplitConfig
 SPLITS = ("train", "dev", "test")
 
 LabelMetric = Literal["accuracy", "macro_f1"]
+LabelSetMetric = Literal["micro_f1", "macro_f1"]
 SpanMetric = Literal["span_f1", "span_f1_partial"]
-Metric = LabelMetric | SpanMetric
+AnswerMetric = Literal["exact_match", "token_f1"]
+Metric = LabelMetric | LabelSetMetric | SpanMetric | AnswerMetric
 
 # (row, id, group) -> the item, or the name of the count under which the row is dropped.
 ReadItem = Callable[[Row, str, str], Item | str]
@@ -78,6 +81,27 @@ class Counts:
         self.never_tested = sorted(trained - tested)
         if self.never_tested:
             self.warn("never_tested", count=len(self.never_tested), names=self.never_tested)
+
+    def labels_of_any(self, parts: Mapping[str, Sequence[Item]], *, unseen: str, column: str) -> list[str]:
+        """The labels of any item, sorted, where an item may have several; warns of those that train lacks.
+
+        Args:
+            unseen: the warning's code.
+            column: where the labels come from, for the message.
+
+        Raises:
+            DataError: no training item has a label.
+        """
+        found = {name: [label for item in items for label in item.labels] for name, items in parts.items()}
+        known = set(found["train"])
+        if not known:
+            raise DataError(f"no training item has anything under '{column}'", hint="check the name of that column")
+        for name in ("dev", "test"):
+            missing = [label for label in found[name] if label not in known]
+            if missing:
+                self.warn(unseen, split=name, count=len(missing), names=sorted(set(missing)))
+        self.note_never_tested(parts)
+        return sorted({label for labels in found.values() for label in labels})
 
     def total_dropped_later(self) -> int:
         return sum(self.unseen_label.values()) + sum(self.dropped_leaks.values())

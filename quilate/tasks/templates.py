@@ -27,7 +27,8 @@ class PromptTemplate:
         """
         Args:
             template: Jinja text with `{{ text }}` and optionally `{{ labels }}` (the verbalizers, comma-separated).
-            names: what it may use; for multiple choice `text` and `options`, a list that differs from item to item.
+            names: what it may use; for multiple choice `text` and `options`, a list that differs from item to item; for
+                question answering `text` and `context`.
 
         Raises:
             ConfigError: see `SandboxedTemplate`.
@@ -37,17 +38,17 @@ class PromptTemplate:
         self._labels = list(verbalizers)
         self._template = SandboxedTemplate(template, name="template", names=names)
 
-    def prompt(self, text: str, options: Sequence[str] = ()) -> str:
+    def prompt(self, text: str, options: Sequence[str] = (), *, context: str = "") -> str:
         """The part that ends where the label is to be written; no space at its end."""
-        return self._template.render(text=text, labels=self._labels, options=list(options))
+        return self._template.render(text=text, labels=self._labels, options=list(options), context=context)
 
     def answer(self, verbalizer: str) -> str:
         """What follows `prompt`: a space and the verbalizer."""
         return f" {verbalizer}"
 
-    def demonstration(self, text: str, verbalizer: str, options: Sequence[str] = ()) -> str:
+    def demonstration(self, text: str, verbalizer: str, options: Sequence[str] = (), *, context: str = "") -> str:
         """A solved item with the separator after it."""
-        return self.prompt(text, options) + self.answer(verbalizer) + self.SEPARATOR
+        return self.prompt(text, options, context=context) + self.answer(verbalizer) + self.SEPARATOR
 
     def prefix(self, demonstrations: Iterable[tuple[str, str]] = ()) -> str:
         """What all test items share: the instruction and the (text, verbalizer) demonstrations."""

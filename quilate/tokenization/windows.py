@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -80,3 +81,25 @@ def windows(length: int, size: int, *, both_sides: bool) -> list[Window]:
     borders.append(length)
     read = zip(starts, stops, strict=True)
     return [Window(*tokens, *own) for tokens, own in zip(read, pairwise(borders), strict=True)]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a model reads of a text at once, and the share of the text's tokens that is its own; shares sum to 1."""
+
+    tokens: list[int]
+    share: float
+
+
+def pieces(tokens: Sequence[int], opening: Sequence[int], size: int) -> list[Piece]:
+    """A text of any length as pieces of at most `size` tokens, each beginning as the text does.
+
+    Args:
+        tokens: the whole text's, `opening` first.
+        opening: what the tokenizer puts before every text.
+    """
+    if len(tokens) <= size:
+        return [Piece(list(tokens), 1.0)]
+    own = tokens[len(opening) :]
+    found = windows(len(own), max(1, size - len(opening)), both_sides=False)
+    return [Piece([*opening, *own[w.start : w.stop]], (w.own_stop - w.own_start) / len(own)) for w in found]

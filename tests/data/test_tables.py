@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pyarrow
@@ -336,3 +337,62 @@ def test_packages_unknown_missing_and_damaged(tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(DataError, match="is damaged"):
         read_table(SourceConfig(path="package:cie"), base=tmp_path)
+
+
+def test_folders_are_labels(tmp_path: Path) -> None:
+    """As movie reviews and IMDB come: a file a text, a folder a label, in a folder or an archive."""
+    files = {
+        "críticas/neg/uno.txt": "Qué año\nmás malo.",
+        "críticas/pos/dos.txt": "¡Señora película!",
+        "críticas/pos/x.txt": " ",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
+        for name in files:
+            archive.write(tmp_path / name, name)
+    for place in ("críticas", "t.zip"):
+        table = read_table(SourceConfig(path=place), base=tmp_path)
+        assert [(row["label"], row["text"]) for row in table.rows] == [
+            ("neg", "Qué año\nmás malo."), ("pos", "¡Señora película!"),
+        ]  # fmt: skip
+        assert (table.notes["format"], table.notes["blank_files"], table.notes["encoding"]) == ("folders", 1, "utf-8")
+        assert len(table.notes["sha256"]) == 64
+    (tmp_path / "sueltos").mkdir()
+    (tmp_path / "sueltos" / "a.txt").write_text("suelto")
+    with pytest.raises(DataError, match=r"a\.txt stands in no folder"):
+        read_table(SourceConfig(path="sueltos"), base=tmp_path)
+
+
+def test_sentiment_trees(tmp_path: Path) -> None:
+    lines = [
+        "(3 (2 (2 La) (2 señora)) (4 (3 (2 -LRB-) (3 canta)) (2 -RRB-)))",
+        "(0 mal)",
+        "(1 (2 sin) (1 fin)",
+        "no es un árbol",
+    ]
+    (tmp_path / "t.trees").write_text("\n".join(lines), encoding="utf-8")
+    table = read_table(SourceConfig(path="t.trees", format="trees"), base=tmp_path)
+    assert table.rows == [{"text": "La señora ( canta )", "label": "3"}, {"text": "mal", "label": "0"}]
+    assert table.notes["quarantined"] == {"broken_tree": 2}
+
+
+def test_squad_files_are_rows_of_questions(tmp_path: Path) -> None:
+    paragraph = {
+        "context": "Ávila tiene murallas.",
+        "qas": [
+            {"id": "1", "question": "¿Qué tiene Ávila?", "answers": [{"text": "murallas", "answer_start": 12}] * 2},
+            {"id": "2", "question": "¿Qué no tiene?", "answers": [], "is_impossible": True},
+        ],
+    }
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps({"version": "2", "data": [{"title": "Ávila", "paragraphs": [paragraph]}]}))
+    table = read(path, format="squad")
+    assert [row["answers"] for row in table.rows] == [["murallas"], []]
+    assert table.rows[0] | {"answers": 0} == {
+        "id": "1", "title": "Ávila", "context": "Ávila tiene murallas.", "question": "¿Qué tiene Ávila?", "answers": 0,
+    }  # fmt: skip
+    path.write_text(json.dumps({"data": [{"paragraphs": [{"qas": []}]}]}))
+    with pytest.raises(DataError, match="does not have SQuAD's form"):
+        read(path, format="squad")

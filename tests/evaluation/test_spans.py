@@ -11,7 +11,7 @@ from quilate.errors import QuilateError
 from quilate.evaluation.judgement import judge
 from quilate.evaluation.outcomes import ArmOutcome, Cost, Rules
 from quilate.evaluation.spans import count_spans
-from quilate.evaluation.statistics import SPAN_SCORES, resample
+from quilate.evaluation.statistics import COUNT_SCORES, resample
 from quilate.tasks.bio import spans_of, tag_names
 from quilate.tasks.extraction import Span
 
@@ -77,9 +77,9 @@ def test_micro_f1_is_a_ratio_of_sums_by_hand() -> None:
     """Two documents: 1 of 1 found; 1 of 9 found with 1 predicted and 2 more in part."""
     counts = np.array([[[1, 0, 1, 1]], [[1, 2, 3, 9]]])
     total = counts.sum(axis=(0, 1)).astype(float)
-    assert SPAN_SCORES["span_f1"](total) == pytest.approx(2 * 2 / (4 + 10))
-    assert SPAN_SCORES["span_f1_partial"](total) == pytest.approx(2 * 3 / (4 + 10))
-    assert SPAN_SCORES["span_f1"](np.zeros(4)) == 0
+    assert COUNT_SCORES["span_f1"].score(total) == pytest.approx(2 * 2 / (4 + 10))
+    assert COUNT_SCORES["span_f1_partial"].score(total) == pytest.approx(2 * 3 / (4 + 10))
+    assert COUNT_SCORES["span_f1"].score(np.zeros(4)) == 0
 
 
 def test_exact_f1_is_that_of_seqeval() -> None:
@@ -98,7 +98,7 @@ def test_exact_f1_is_that_of_seqeval() -> None:
     words = [[[names[tag] for tag in tags] for tags in side] for side in (gold, predicted)]
     theirs = seqeval.f1_score(*words, mode="strict", scheme=IOB2)
     assert 0.2 < theirs < 0.95
-    assert SPAN_SCORES["span_f1"](counts) == pytest.approx(theirs)
+    assert COUNT_SCORES["span_f1"].score(counts) == pytest.approx(theirs)
 
 
 def random_tags(rng: np.random.Generator, documents: int, *, share_changed: float) -> list[np.ndarray]:
@@ -126,7 +126,7 @@ def simulated(rng: np.random.Generator, documents: int, recall: float) -> np.nda
 
 def test_a_resample_scores_sums_of_drawn_documents() -> None:
     counts = simulated(np.random.default_rng(1), 40, 0.6)
-    draws = resample([[counts.sum(axis=1).astype(np.float32)]], SPAN_SCORES["span_f1"], resamples=3, seed=5)
+    draws = resample([[counts.sum(axis=1).astype(np.float32)]], COUNT_SCORES["span_f1"].score, resamples=3, seed=5)
     from quilate.rng import numpy_stream
 
     picks = numpy_stream(5, "bootstrap", "items").integers(0, 40, size=(3, 40))
@@ -138,15 +138,15 @@ def test_nominal_95_percent_of_a_ratio_covers_93_to_97_percent() -> None:
     """1,500 studies of 200 documents; truth from a million."""
     rng = np.random.default_rng(2)
     large = simulated(rng, 1_000_000, 0.6).sum(axis=(0, 1)).astype(float)
-    truth = float(SPAN_SCORES["span_f1"](large))
+    truth = float(COUNT_SCORES["span_f1"].score(large))
     arms = [[simulated(rng, 200, 0.6).sum(axis=1).astype(np.float32)] for _ in range(1500)]
-    draws = resample(arms, SPAN_SCORES["span_f1"], resamples=1000)
+    draws = resample(arms, COUNT_SCORES["span_f1"].score, resamples=1000)
     intervals = [draws.score(arm) for arm in range(1500)]
     assert 0.93 <= np.mean([i.low <= truth <= i.high for i in intervals]) <= 0.97
 
 
 def outcome(name: str, counts: np.ndarray, seconds: float, **keys: object) -> ArmOutcome:
-    return ArmOutcome(name, "fine-tuning", "lora", [1], [], Cost(seconds), 1.0, spans=[counts], **keys)  # type: ignore[arg-type]
+    return ArmOutcome(name, "fine-tuning", "lora", [1], [], Cost(seconds), 1.0, found=[counts], **keys)  # type: ignore[arg-type]
 
 
 def test_extractors_are_judged_like_classifiers() -> None:
@@ -173,7 +173,7 @@ def test_impossible_counts_are_refused() -> None:
     rules = Rules(metric="span_f1", resamples=1000)
     more = good.copy()
     more[3, 0, 0] += 1 + more[3, 0, 3]
-    with pytest.raises(QuilateError, match="arm X: more spans were found"):
+    with pytest.raises(QuilateError, match="arm X: more was found"):
         judge([outcome("X", more, 1)], None, ["LUGAR"], None, rules)
     with pytest.raises(QuilateError, match="arm Y: counts have shape"):
         judge([outcome("X", good, 1), outcome("Y", good[:-1], 1)], None, ["LUGAR"], None, rules)

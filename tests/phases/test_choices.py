@@ -199,13 +199,16 @@ SPANS = {"kind": "extraction", "spans": "e"}
         ({"kind": "baseline", "method": "gazetteer"}, CHOICE, "does not solve multiple_choice"),
         ({"kind": "baseline", "method": "longest"}, {"label": "l"}, "does not solve classification"),
         ({"kind": "baseline", "method": "tfidf"}, SPANS, "these do: gazetteer"),
-        ({"kind": "icl"}, SPANS, "a prompt does not solve extraction"),
+        ({"kind": "icl"}, SPANS, "a prompt solves extraction with `answer: records` only"),
+        ({"kind": "icl", "answer": "records"}, CHOICE, "`answer: records` goes with extraction"),
+        ({"kind": "finetune", "method": "head", "answer": "records"}, SPANS, "learns to write"),
         ({"kind": "icl", "shots": 1, "per_class": True}, CHOICE, "`per_class`"),
         ({"kind": "icl", "shots": [0, 1]}, CHOICE, "`shots`"),
         ({"kind": "icl", "format": "chat"}, CHOICE, "`format`"),
         ({"kind": "icl", "answer": "letter"}, {"label": "l"}, "goes with multiple_choice"),
         ({"kind": "finetune", "method": "head"}, CHOICE, "does not solve multiple_choice"),
-        ({"kind": "finetune", "method": "head", "head": {}}, SPANS, "for classification"),
+        ({"kind": "finetune", "method": "head", "lr": 1e-3}, {"label": "l"}, "`lr` does not go"),
+        ({"kind": "finetune", "method": "head", "head": {}}, SPANS, "for whole texts"),
     ],
 )
 def test_an_arm_that_cannot_solve_the_task_is_refused(arm: dict[str, Any], task: dict[str, Any], named: str) -> None:

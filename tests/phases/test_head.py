@@ -138,6 +138,6 @@ def test_a_model_without_an_output_head_is_refused(tmp_path: Path) -> None:
 
 def test_settings_belong_to_their_method(tmp_path: Path, llama_directory: Path) -> None:
     folder = Folder(tmp_path, llama_directory)
-    for keys in ({"method": "full", "head": {}}, {"method": "lora", "last_layers": 1}, {"method": "head", "lr": 1e-3}):
+    for keys in ({"method": "full", "head": {}}, {"method": "lora", "last_layers": 1}):
         with pytest.raises(ConfigError, match="go"):
             folder.run("arm", **keys)

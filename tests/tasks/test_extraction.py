@@ -81,7 +81,7 @@ def test_a_text_is_a_column_and_spans_a_list() -> None:
         config(text="{{ texto }}")
     with pytest.raises(DataError, match="holds str, not a list"):
         prepared([*ROWS, row(30, e="[]")])
-    with pytest.raises(DataError, match="no training document has a span"):
+    with pytest.raises(DataError, match="no training item has anything under 'e'"):
         prepared([row(n, e=None) for n in range(10, 22)])
 
 

@@ -1,0 +1,158 @@
+"""Answers to questions by writing: greedily, and where they are to be stretches of the context, under a grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from quilate.errors import DataError, ModelError
+from quilate.files import make_folder, write_json
+from quilate.inference.scorer import ProgressCallback, movable, silent
+from quilate.models.precision import Precision, compute_dtype
+from quilate.tasks.records import stretch_grammar
+from quilate.tasks.templates import PromptTemplate
+from quilate.tokenization.segments import prompt_tokens, shorten
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from quilate.inference.generation import Generator
+
+
+class Asked(Protocol):
+    """A question, from a task's items or a user's rows."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def context(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Posed:
+    """What a writer is asked."""
+
+    text: str
+    context: str
+
+
+@dataclass(frozen=True)
+class WrittenAnswers:
+    """`answers` in the order of the questions; `truncated` prompts were cut; `unfinished` answers did not end by
+    themselves; `tokens` were read and written."""
+
+    answers: list[str]
+    truncated: int
+    unfinished: int
+    tokens: int
+
+
+class AnswerWriter:
+    """A causal model that writes one line after a prompt; prompted and fine-tuned models alike.
+
+    Args:
+        model: a model or adapter directory.
+        template: Jinja text of one question; `instruction` and `demonstrations` (question, context, answer) go before.
+        extractive: allow stretches of the context alone.
+        max_new_tokens: an answer also ends after so many, and is counted.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        template: str,
+        instruction: str = "",
+        demonstrations: Sequence[tuple[str, str, str]] = (),
+        extractive: bool,
+        max_new_tokens: int,
+        precision: Precision = "auto",
+    ) -> None:
+        self.model_path = model
+        self._template = PromptTemplate(template, instruction=instruction, names=("text", "context"))
+        self._demonstrations = [tuple(shown) for shown in demonstrations]
+        self._settings = {
+            "template": template,
+            "instruction": instruction,
+            "extractive": extractive,
+            "max_new_tokens": max_new_tokens,
+            "precision": precision,
+        }
+        self._extractive, self._max_new_tokens, self._precision = extractive, max_new_tokens, precision
+        self._loaded: tuple[PreTrainedTokenizerBase, Generator, int] | None = None
+
+    def prompts(self, questions: Sequence[Asked]) -> list[str]:
+        """The whole prompt of each question, as the model sees it."""
+        head = self._template.prefix()
+        for text, context, answer in self._demonstrations:
+            head += self._template.demonstration(text, answer, context=context)
+        return [head + self._template.prompt(q.text, context=q.context) for q in questions]
+
+    def write(self, questions: Sequence[Asked], on_progress: ProgressCallback = silent) -> WrittenAnswers:
+        """The answers: each the first line that the model writes.
+
+        Raises:
+            MachineError, ModelError: see `GrammarTokens`.
+            DataError: an answer has no room in the model's context.
+        """
+        tokenizer, generator, vocabulary = self._load()
+        room = generator.context - self._max_new_tokens
+        if room < 1:
+            raise DataError(
+                f"max_new_tokens: {self._max_new_tokens} leave no room for a question in a context of "
+                f"{generator.context} tokens",
+                hint="lower it",
+            )
+        cut = [shorten(tokens, room) for tokens in prompt_tokens(tokenizer, self.prompts(questions))]
+        written = generator.generate(
+            [tokens for tokens, _ in cut],
+            max_new_tokens=self._max_new_tokens,
+            constraints=self._constraints(tokenizer, vocabulary, questions) if self._extractive else None,
+            on_progress=on_progress,
+        )
+        answers = [
+            tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+            for tokens in written
+        ]
+        return WrittenAnswers(
+            [answer.partition("\n")[0].strip() for answer in answers],
+            truncated=sum(was_cut for _, was_cut in cut),
+            unfinished=sum(not (tokens and tokens[-1] in generator.stop) for tokens in written),
+            tokens=sum(len(tokens) for tokens, _ in cut) + sum(map(len, written)),
+        )
+
+    def _load(self) -> tuple[PreTrainedTokenizerBase, Generator, int]:
+        # Here, not above: transformers takes seconds to import, and a scorer may be loaded and not asked.
+        from quilate.inference.generation import Generator
+        from quilate.models.load import load_causal, load_tokenizer
+
+        if self._loaded is None:
+            tokenizer = load_tokenizer(self.model_path)
+            if tokenizer.eos_token_id is None:
+                raise ModelError(f"{self.model_path} has no token that ends a text", hint="use another model")
+            model = load_causal(self.model_path, dtype=compute_dtype(self._precision))
+            generator = Generator(model, stop={int(tokenizer.eos_token_id)})
+            self._loaded = tokenizer, generator, int(model.config.vocab_size)
+        return self._loaded
+
+    def _constraints(
+        self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, questions: Sequence[Asked]
+    ) -> list[Any]:
+        from quilate.inference.grammar import GrammarConstraint, GrammarTokens
+
+        tokens = GrammarTokens(tokenizer, vocabulary)
+        return [GrammarConstraint(tokens, stretch_grammar(question.context)) for question in questions]
+
+    def save(self, folder: Path) -> None:
+        make_folder(folder)
+        saved = {"kind": "answers", "model": movable(self.model_path, folder), "demonstrations": self._demonstrations}
+        write_json(folder / "scorer.json", saved | self._settings)
+
+    @classmethod
+    def load(cls, folder: Path, saved: dict[str, Any]) -> AnswerWriter:
+        fields = {k: v for k, v in saved.items() if k not in ("kind", "model", "demonstrations")}
+        shown = [(text, context, answer) for text, context, answer in saved["demonstrations"]]
+        return cls(folder / saved["model"], demonstrations=shown, **fields)
