@@ -82,7 +82,7 @@ def assemble(
         "language_modelling": [dict(row) for row in language_modelling],
         "domains": None if domains is None else dict(domains),
         "privacy": [dict(one) for one in privacy],
-        "alignment": alignment,
+        "alignment": None if alignment is None else alignment.model_dump(by_alias=True),
         "task_scores": list(task_scores),
         "task_effects": list(task_effects),
         "lineage": [dict(link) for link in lineage],
