@@ -168,7 +168,7 @@ def call_here(side: Side, settings: dict[str, Any], **_: Any) -> Any:
     return json.loads(json.dumps(getattr(importlib.import_module(module), name)(settings)))
 
 
-@pytest.mark.parametrize("name", [name for name in page.SECTIONS if name != "tokenization"])
+@pytest.mark.parametrize("name", [name for name in page.SECTIONS if name not in ("tokenization", "in_context")])
 def test_a_script_from_start_to_end(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
