@@ -46,7 +46,7 @@ def adapt(
     text
         For a table: the column with the text, or a Jinja template over the columns.
     documents
-        What one document is in a text file.
+        What one document is in a text file, of the replay's too.
     language
         Language of the domain's text (ISO code), or any.
     seed

@@ -115,7 +115,7 @@ def text_recipe(name: str, stage: dict[str, Any], flags: TextFlags, *, base: str
     corpora: dict[str, Any] = {"text": {"path": str(flags.corpus.resolve())} | shared}
     weights = {"text": 1.0}
     if flags.replay is not None:
-        corpora["replay"] = {"path": str(flags.replay.resolve()), "language": "any"}
+        corpora["replay"] = {"path": str(flags.replay.resolve()), "documents": flags.documents, "language": "any"}
         weights = {"text": 1 - flags.replay_share, "replay": flags.replay_share}
     return {
         "recipe": recipe_name(flags.corpus, name),

@@ -77,7 +77,7 @@ def _run(context: StageContext[MultitaskConfig]) -> StageReport:
         trainable_parameters=trainable,
         counts={
             **{f"{name}: {reason}": count for name, part in made.items() for reason, count in part.counts.items()},
-            "refused updates": result.refused_updates,
+            **result.incidents(),
             "visits over the token budget": batches.examples_left_out,
         },
         facts={

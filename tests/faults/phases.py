@@ -1,6 +1,6 @@
 """Every stage of recipes/tiny.yaml that trains, run in this process: a new phase is there as soon as the recipe has it.
 
-`recipes/tiny.yaml` must have every kind of stage (`tests/test_project.py`), so no phase can be forgotten here.
+A recipe with several tasks measures every arm on each, so the kind that learns them at once is added here instead.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ from quilate.recipe.schema import Recipe
 from quilate.recipe.worker import run_stage
 
 RECIPE = Path(__file__).parent.parent.parent / "recipes" / "tiny.yaml"
+TASKS = [
+    "tasks.tono.data.all.path=tiny-opinions.csv",
+    "tasks.tono.task={name: Tono, text: opinión, label: tono, split: {train: 20, dev: 6, test: 10}}",
+    "stages.both={kind: multitask, tasks: [task, tono], method: full, lr: 1e-3, epochs: 1}",
+]
 
 # Six steps or so, in fp32, which repeats to the bit on any machine and follows another order of its sums closely.
 COMMON = {"checkpoint_steps": 2, "precision": "fp32"}
@@ -33,6 +38,7 @@ OF_KIND: dict[str, dict[str, Any]] = {
     "pretrain": {"tokens": 1800, "batch_tokens": 300},
     "adapt": {"tokens": 1800, "batch_tokens": 300},
     "finetune": {"batch_size": 5},
+    "multitask": {"batch_size": 8},
     "sft": {"batch_size": 3},
     "reward": {"batch_size": 2},
     "dpo": {"batch_size": 2},
@@ -50,9 +56,10 @@ def _trains(stage: Any) -> bool:
     return hasattr(stage, "checkpoint_steps") and getattr(stage, "method", None) != "head"
 
 
-def training_stages() -> list[str]:
-    recipe = load(Recipe, RECIPE)
-    return [name for name, stage in (recipe.stages | recipe.arms).items() if _trains(stage)]
+def training_stages() -> dict[str, str]:
+    """The kind of every stage and arm that trains, by name."""
+    recipe = load(Recipe, RECIPE, TASKS)
+    return {name: stage.kind for name, stage in (recipe.stages | recipe.arms).items() if _trains(stage)}
 
 
 class Phases:
@@ -60,7 +67,7 @@ class Phases:
 
     def __init__(self, out: Path, base: Path, patch: pytest.MonkeyPatch) -> None:
         self.out = out
-        self.graph = build_graph(load(Recipe, RECIPE, [f"base={base}"]), RECIPE.parent)
+        self.graph = build_graph(load(Recipe, RECIPE, [f"base={base}", *TASKS]), RECIPE.parent)
         self.notes: list[str] = []
         self.on_progress: Callable[[dict[str, Any]], None] = lambda _: None
         patch.setattr(worker, "say", self._listen)

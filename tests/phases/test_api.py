@@ -67,7 +67,7 @@ def server() -> Iterator[ModelServer]:
 def recipe(folder: Path, url: str, **keys: Any) -> Path:
     """The tiny recipe's task, solved by a model behind the address."""
     text = (RECIPES / "tiny.yaml").read_text(encoding="utf-8")
-    task = text[text.index("task:") : text.index("corpora:")]
+    task = text[text.index("task:") : text.index("curated:")]
     arm = {"kind": "api", "url": url, "model": "m", "endpoint": "completions", "shots": 2, "price_in": 1.0,
            "price_out": 2.0, "max_cost": 5.0, "retries": 1} | keys  # fmt: skip
     path = folder / "api.yaml"

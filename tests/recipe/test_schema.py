@@ -199,7 +199,7 @@ def test_a_recipe_does_not_run_code_unless_it_is_allowed_to(tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", ["cloning", "ilql"])
 def test_stages_on_a_reward_labelled_set_name_one(kind: str) -> None:
     one = validate(Recipe, rewarded(first={"kind": kind, "preferences": ["p"]}), source="t")
-    assert needs(one.stages["first"]) == [] and seeds_of(one, one.stages["first"]) == one.seeds
+    assert needs(one.stages["first"]) == ["p"] and seeds_of(one, one.stages["first"]) == one.seeds
     with pytest.raises(ConfigError, match="'first' names 'q'"):
         validate(Recipe, rewarded(first={"kind": kind, "preferences": ["q"]}), source="t")
     judge = {"kind": "stage", "on": "j"}

@@ -244,7 +244,7 @@ def _run(context: StageContext[DistillConfig]) -> StageReport:
         trainable_parameters=trainable,
         counts={
             **training.counts,
-            "refused updates": fitted.refused_updates,
+            **fitted.incidents(),
             "visits over the token budget": plan.examples_left_out,
         },
         facts={
