@@ -193,12 +193,16 @@ class PromptScorer:
         return [str(layout.prompt(shown, text)) for shown, text in zip(self._shown(texts)[0], texts, strict=True)]
 
     def tokens(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
-        """The whole prompt of each text and the labels, as tokens; the model is loaded only to choose near examples."""
+        """All that is read to score the texts: the whole prompts, those without content that calibrate them among them,
+        and the labels, as tokens; the model is loaded only to choose near examples."""
         from quilate.models.load import load_tokenizer
         from quilate.tokenization.segments import answer_tokens
 
-        layout, tokenizer = self._layout(), load_tokenizer(self.model_path)
-        prompts = layout.tokens(tokenizer, self.prompts(texts))
+        layout, tokenizer, shown = self._layout(), load_tokenizer(self.model_path), self._shown(texts)[0]
+        asked = [*zip(shown, texts, strict=True)]
+        if self.calibration == "contextual" and texts:
+            asked += zip(*self._without_content(shown), strict=True)
+        prompts = layout.tokens(tokenizer, [str(layout.prompt(before, text)) for before, text in asked])
         return prompts, answer_tokens(tokenizer, self.verbalizers, start=layout.answer_start)
 
     def show(self, text: str, *, with_text: bool) -> str:
@@ -215,16 +219,19 @@ class PromptScorer:
             return [self.demonstrations] * len(texts), 0
         return self.loaded().nearest_that_fit(self._layout(), self.pool, texts, self.verbalizers)
 
+    def _without_content(self, shown: Sequence[list[Demonstration]]) -> tuple[list[list[Demonstration]], list[str]]:
+        """The demonstrations and texts of the prompts that calibrate: once for all items, or for each with its own."""
+        distinct = shown[:1] if self.pool is None else shown
+        return [before for before in distinct for _ in CONTENT_FREE], list(CONTENT_FREE) * len(distinct)
+
     def score(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> LabelScores:
         shown, fewer = self._shown(texts)
         ask = self.loaded().asker(self._layout(), self.verbalizers, self.normalization)
         found = ask(shown, texts, on_progress)
         scores, tokens = found.scores, found.tokens
         if self.calibration == "contextual" and texts:
-            distinct = shown[:1] if self.pool is None else shown
-            asked = [demonstrations for demonstrations in distinct for _ in CONTENT_FREE]
-            free = ask(asked, list(CONTENT_FREE) * len(distinct))
-            scores = contextual(scores, free.scores.reshape(len(distinct), len(CONTENT_FREE), -1))
+            free = ask(*self._without_content(shown))
+            scores = contextual(scores, free.scores.reshape(-1, len(CONTENT_FREE), len(self.labels)))
             tokens += free.tokens
         if self.calibration == "domain_pmi":
             alone = ask.premise(self._domain_prompt or closing_words(self.template))

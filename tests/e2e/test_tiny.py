@@ -192,7 +192,7 @@ def test_a_gate_says_no_after_everything_is_written(folder: Path, llama_director
     assert "kept-s0: auc may be as high as" in done.stderr
     assert "extracted may be" not in done.stderr
     new = sorted(name.rpartition("-")[0] for name in finished(run).keys() - before.keys())
-    assert new == ["kept-s0", "report"]
+    assert new == ["alignment", "kept-s0", "report"]
     evidence = json.loads((run / "evidence.json").read_text(encoding="utf-8"))
     (kept,) = evidence["privacy"]
     assert {gate["name"]: gate["passed"] for gate in kept["gates"]} == {"auc": False, "extracted": True}
