@@ -6,12 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
-from quilate.config import Config
 from quilate.errors import DataError
 from quilate.inference.choice import ChoiceScorer, LongestScorer, OverlapScorer, PositionScorer
 from quilate.inference.scorer import MajorityScorer, Scorer, TfidfScorer
 from quilate.inference.scores import Link
 from quilate.inference.spans import GazetteerTagger, Phrase, Tagger, words_of
+from quilate.phases.inputs import LearningConfig
 from quilate.phases.logistic import fit_labels
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.tasks.classification import ClassificationTask
@@ -22,7 +22,7 @@ from quilate.tasks.multiple_choice import ChoiceTask
 from quilate.tasks.task import Task
 
 
-class BaselineConfig(Config):
+class BaselineConfig(LearningConfig):
     kind: Literal["baseline"]
     """What needs no language model."""
     method: Literal["majority", "tfidf", "longest", "gazetteer"]
@@ -127,7 +127,7 @@ def _occurrences(phrases: Collection[Phrase], texts: Sequence[str]) -> Counter[P
 
 
 def _run(context: StageContext[BaselineConfig]) -> StageReport:
-    task = load_task(context.inputs["task"] / "task")
+    task = context.config.what_is_learned(load_task(context.inputs["task"] / "task"), context.seed)
     scorer, facts = _trained(task, context.config)
     scorer.save(context.folder / "scorer")
     return StageReport(facts={"train_rows": len(task.train)} | facts)

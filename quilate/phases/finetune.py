@@ -56,6 +56,7 @@ from quilate.phases.examples import (
     written_examples,
 )
 from quilate.phases.head import HeadConfig, train_head
+from quilate.phases.inputs import LearningConfig
 from quilate.phases.search import PENALTY_FACTOR, Search, Trial, best_of_trials, combinations, config_of, sweep
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of, write_model_note
 from quilate.rng import Streams
@@ -151,7 +152,7 @@ class TuningConfig(ExampleTraining):
         return self.lr or DEFAULT_RATE[self.method]
 
 
-class FinetuneConfig(TuningConfig):
+class FinetuneConfig(TuningConfig, LearningConfig):
     kind: Literal["finetune"]
     """A model is trained on the labelled items."""
     search: Search | None = None
@@ -188,7 +189,7 @@ def _run(context: StageContext[FinetuneConfig]) -> StageReport:
 
 
 def _run_once(context: StageContext[FinetuneConfig]) -> StageReport:
-    task = load_task(context.inputs["task"] / "task")
+    task = context.config.what_is_learned(load_task(context.inputs["task"] / "task"), context.seed)
     base = model_of(context.inputs["model"])
     if isinstance(task, ClassificationTask | MultiLabelTask) and context.config.method == "head":
         return _run_head(context, task, base)

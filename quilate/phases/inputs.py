@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from quilate.config import Config
 from quilate.data.tables import SourceConfig, read_table
+from quilate.errors import DataError
 from quilate.evaluation.schema import Notice
 from quilate.evaluation.wording import say
 from quilate.files import sha256_of_file, sha256_of_tree
+from quilate.inference.demonstrations import balanced
 from quilate.models.source import model_name, resolve_model
 from quilate.phases.corpus import refuse_leak
 from quilate.phases.stage import StageContext, StageKind, StageReport, write_model_note
@@ -41,6 +44,29 @@ class LabelledSources(Config):
 
     def given(self) -> dict[str, SourceConfig]:
         return {name: source for name in ("all", "train", "dev", "test") if (source := getattr(self, name)) is not None}
+
+
+class LearningConfig(Config):
+    """The keys of an arm that learns from the labelled items."""
+
+    train_rows: int | None = Field(default=None, ge=1)
+    """Learn from so many of the training items, drawn evenly over the classes: those that an `icl` arm of the same seed
+    shows as its `shots`. By default from all."""
+
+    def what_is_learned(self, task: Task, seed: int) -> Task:
+        """The task with the training items that are learned from.
+
+        Raises:
+            DataError: it has fewer.
+        """
+        if self.train_rows is None:
+            return task
+        if self.train_rows > len(task.train):
+            raise DataError(
+                f"train_rows: {self.train_rows:,} training items are asked for and there are {len(task.train):,}",
+                hint="ask for fewer, or leave the key out for all",
+            )
+        return replace(task, train=balanced(task.train, self.train_rows, per_class=False, seed=seed))
 
 
 class TaskStageConfig(Config):

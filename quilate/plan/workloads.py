@@ -246,7 +246,7 @@ class Workloads:
     def _finetune(self, node: Node) -> Workload | None:
         context, below = self._context(node), self._below(node)
         config: finetune.FinetuneConfig = context.config
-        task = load_task(context.inputs["task"] / "task")
+        task = config.what_is_learned(load_task(context.inputs["task"] / "task"), context.seed)
         if config.search is not None or config.quantize is not None or config.method in ("ia3", "prefix", "prompt"):
             self._unknown(node)
             return None

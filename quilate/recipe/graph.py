@@ -167,10 +167,13 @@ def is_deterministic(recipe: Recipe, arm: ArmConfig) -> bool:
 def _draws(recipe: Recipe, node: ArmConfig | PrivacyConfig) -> bool:
     """Whether an arm, or an examination, itself draws something: an order, initial weights, demonstrations."""
     match node:
-        case BaselineConfig() | PrivacyConfig():
+        case PrivacyConfig():
             return False
+        case BaselineConfig():
+            return node.train_rows is not None
         case FinetuneConfig():  # a head on whole texts has one solution
-            return node.method != "head" or (recipe.task is not None and recipe.task.kind == "extraction")
+            one_solution = node.method == "head" and (recipe.task is None or recipe.task.kind != "extraction")
+            return node.train_rows is not None or not one_solution
         case IclConfig() | ApiConfig():
             return node.draws()
 

@@ -15,6 +15,7 @@ from quilate.config import validate
 from quilate.engine.interrupts import StopRequest
 from quilate.errors import ConfigError, DataError, Interrupted
 from quilate.inference.scorer import PromptScorer, load_scorer
+from quilate.phases.baselines import BaselineConfig
 from quilate.phases.icl import ICL, IclConfig
 from quilate.phases.stage import StageContext, StageReport, write_model_note
 from quilate.tasks.classification import ClassificationConfig, ClassificationTask
@@ -120,6 +121,19 @@ def test_what_is_shown_is_what_was_asked_for(folder: Folder) -> None:
     assert len(set(report.facts["demonstrations"])) == 2
     with pytest.raises(DataError, match="not among the 20 training items"):
         folder.run("test-row", shots=1, demonstrations="fixed", rows=[folder.task.test[0].id])
+
+
+def test_what_is_trained_can_learn_from_the_rows_that_a_prompt_shows(folder: Folder) -> None:
+    def learned(rows: int | None, seed: int = 3) -> list[str]:
+        arm = validate(BaselineConfig, {"kind": "baseline", "method": "tfidf", "train_rows": rows}, source="t")
+        return [item.id for item in arm.what_is_learned(folder.task, seed).train]
+
+    report = folder.run(shots=2, max_item_tokens=40)
+    assert sorted(report.facts["demonstrations"]) == sorted(learned(2)) != sorted(learned(2, seed=4))
+    assert learned(7)[:4] == learned(4)
+    assert learned(None) == [item.id for item in folder.task.train]
+    with pytest.raises(DataError, match="21 training items are asked for and there are 20"):
+        learned(21)
 
 
 def test_examples_that_do_not_fit_are_left_out_and_counted(folder: Folder) -> None:

@@ -37,6 +37,9 @@ def tuned(method: str, **keys: Any) -> dict[str, Any]:
 def test_a_head_is_run_once_unless_what_it_stands_on_is_random() -> None:
     one = recipe(plain=tuned("head"), adapted=tuned("head", on="tapt"), lora=tuned("lora"))
     assert [len(seeds_of(one, one.arms[name])) for name in ("plain", "adapted", "lora")] == [1, 2, 2]
+    words = {"kind": "baseline", "method": "tfidf"}
+    few = recipe(all=words, some=words | {"train_rows": 50}, head=tuned("head", train_rows=50))
+    assert [len(seeds_of(few, arm)) for arm in few.arms.values()] == [1, 2, 2]
     assert phase_and_method(one, one.arms["plain"]) == ("fine-tuning", "head")
     assert phase_and_method(one, one.arms["adapted"]) == ("fine-tuning", "tapt then head")
 
