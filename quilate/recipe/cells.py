@@ -24,7 +24,8 @@ from quilate.tasks.task import Task
 @dataclass(frozen=True)
 class Cell:
     """`score` is None where the cell was not run; `seconds` are those of the arm's own stage and its evaluation, not of
-    what it stands on; `measured` is the load of the machine meanwhile."""
+    what it stands on, `seconds_to_make` those of its stage and `seconds_per_1000` of 1,000 predictions; `tried` are the
+    scores on development items of what the arm chose from; `load_average` is the load of the machine meanwhile."""
 
     arm: str
     seed: int
@@ -32,6 +33,9 @@ class Cell:
     score: float | None = None
     items: int = 0
     seconds: float | None = None
+    seconds_to_make: float | None = None
+    seconds_per_1000: float | None = None
+    tried: list[float] | None = None
     load_average: float | None = None
     stages: dict[str, str] | None = None
 
@@ -63,6 +67,9 @@ def _cell(run: Path, name: str, stages: dict[str, dict[str, Any]], metric: str) 
         score=round(score_of(task, run / stages[name]["folder"]), 6),
         items=len(task.test),
         seconds=round(solved["cost"]["seconds"] + evaluated["cost"]["seconds"], 1),
+        seconds_to_make=round(solved["cost"]["seconds"], 2),
+        seconds_per_1000=round(evaluated["facts"]["seconds_per_1000"], 2),
+        tried=[round(trial["score"], 4) for trial in solved["facts"].get("trials", [])] or None,
         load_average=max(float(m["measured"]["load_average"]) for m in (evaluated, solved)),
         stages={stage: stages[stage]["id"][:16] for stage in (solver, name)},
     )

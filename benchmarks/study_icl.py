@@ -1,0 +1,227 @@
+"""Write docs/studies/icl.md: `python -m benchmarks.study_icl [RUNS]`. What is missing was not run.
+
+RUNS is a folder with runs of `recipes/study-icl.yaml`, finished or not, named as `--commands` names them; their cells
+are first written to docs/studies/icl-cells.json, from which page and figure are made. CAUSAL_BASE in a command stands
+for the model directory that the stage `causal` of recipes/study-base.yaml left.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.harness import ROOT
+from quilate.config import load
+from quilate.files import write_json, write_text
+from quilate.recipe.cells import cells_of
+from quilate.recipe.schema import Recipe
+
+RECIPE = ROOT / "recipes" / "study-icl.yaml"
+PAGE = ROOT / "docs" / "studies" / "icl.md"
+CELLS, FIGURE = PAGE.with_name("icl-cells.json"), PAGE.with_name("icl.svg")
+ANALYSIS = PAGE.with_name("icl-analysis.md")  # of `quilate icl analyse`
+NOT_RUN = "not run"
+SHOTS = {0: "k0", 1: "k1", 4: "k4", 8: "k8", 16: "k16", 32: "k32"}
+
+
+def _english(file: str, name: str, template: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    split = {"train": 2000, "dev": 100, "test": 300}
+    task = {"name": name, "language": "en", "text": "text", "label": "label", "labels": labels, "template": template}
+    return {"data": {"all": {"path": f"${{QUILATE_DATA}}/icl_tasks/{file}"}}, "task": task | {"split": split}}
+
+
+HEADQA: dict[str, Any] = {
+    "data": {part: {"path": f"${{QUILATE_DATA}}/headqa/es_{part}.jsonl.gz"} for part in ("train", "dev", "test")},
+    "task": {
+        "name": "Materia de una pregunta de HEAD-QA", "language": "es", "text": "qtext", "label": "category",
+        "split": {"train": 2000, "dev": 100, "test": 300}, "drop_leaks": True,
+        "template": "Pregunta: {{ text }}\nMateria:",
+        "labels": {
+            "biology": "biología", "chemistry": "química", "medicine": "medicina", "nursery": "enfermería",
+            "pharmacology": "farmacología", "psychology": "psicología",
+        },
+    },
+}  # fmt: skip
+
+# What each run puts in place of MR: the recipe's keys, as `--set` takes them.
+RUNS: dict[str, dict[str, Any]] = {
+    "mr": {},
+    "sst2": _english("sst2_train.jsonl.gz", "Movie review polarity (SST-2)", "Review: {{ text }}\nSentiment:",
+                     {"0": "negative", "1": "positive"}),
+    "subj": _english("subj_all.jsonl.gz", "Subjectivity (Subj)", "Input: {{ text }}\nType:",
+                     {"0": "subjective", "1": "objective"}),
+    "agnews": _english("agnews_test.jsonl.gz", "Topic of a news item (AG News)", "Article: {{ text }}\nTopic:",
+                       {"0": "world", "1": "sports", "2": "business", "3": "technology"}),
+    "headqa": HEADQA,
+    "headqa-11m": HEADQA | {"base": "CAUSAL_BASE"},
+}  # fmt: skip
+
+INTRODUCTION = """# Is prompting enough?
+
+Written by `python -m benchmarks.study_icl` from `recipes/study-icl.yaml` and `docs/studies/icl-cells.json`.
+SmolLM2-135M-Instruct is asked about 300 test items of five tasks with k examples in the prompt, drawn evenly over the
+classes anew for every seed; against what the same 16 examples, or 2,000 rows, teach by training, and against TF-IDF.
+The cells were listed before they were run. Accuracy in per cent: the mean over the seeds that were run (each seed's).
+Of 300 items a 95 % interval reaches 5.7 points to either side of 50 %, and 4.5 of 80 %; seeds draw examples and orders,
+the items stay. An arm with "-16" is trained on the very examples that `k16` shows.
+"""
+
+Cell = Mapping[str, Any]
+
+
+def overrides(run: str) -> list[str]:
+    """The `--set` values of one run."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in RUNS[run].items()]
+
+
+def commands() -> list[str]:
+    lines = []
+    for run in RUNS:
+        sets = [f"--set {shlex.quote(one)}" for one in overrides(run)]
+        lines.append(" ".join(["quilate run recipes/study-icl.yaml", *sets, f"--out runs/icl/{run}"]))
+    return lines
+
+
+def cells_of_runs(runs: Path) -> dict[str, list[dict[str, Any]]]:
+    """Of every run that is there the cells that were run."""
+    return {
+        run: [asdict(cell) for cell in cells_of(runs / run) if cell.score is not None]
+        for run in RUNS
+        if (runs / run / "run.json").exists()
+    }
+
+
+def _of(found: Mapping[str, Sequence[Cell]], run: str, arm: str) -> list[Cell]:
+    return [cell for cell in found.get(run, ()) if cell["arm"] == arm]
+
+
+def page_of(recipe: Recipe, found: Mapping[str, Sequence[Cell]]) -> str:
+    """The whole page; a cell that the recipe names and `found` has not prints "not run"."""
+    lines = ["## Scores\n", f"| arm | {' | '.join(RUNS)} |", "| --- |" + " ---: |" * len(RUNS)]
+    lines += [f"| {arm} | {' | '.join(_score(_of(found, run, arm)) for run in RUNS)} |" for arm in recipe.arms]
+    lines += [
+        "",
+        "`headqa-11m` is HEAD-QA with the 11M base of [study-base](study-base.md), which has read Spanish only.",
+    ]
+    if any(_of(found, run, arm) for run in RUNS for arm in SHOTS.values()):
+        lines += ["", f"![Accuracy by the number of examples]({FIGURE.name})"]
+    lines += _orders(found) + _costs(found)
+    if ANALYSIS.exists():
+        lines += ["", f"Whether it is implicit fine-tuning: [{ANALYSIS.stem}]({ANALYSIS.name})."]
+    return "\n".join([INTRODUCTION, *lines]) + "\n"
+
+
+def _score(cells: Sequence[Cell]) -> str:
+    if not cells:
+        return NOT_RUN
+    each = ", ".join(f"{100 * cell['score']:.1f}" for cell in cells)
+    return f"{100 * mean(cell['score'] for cell in cells):.1f}" + (f" ({each})" if len(cells) > 1 else "")
+
+
+def _orders(found: Mapping[str, Sequence[Cell]]) -> list[str]:
+    """What the order of one and the same 16 examples does, on development items."""
+    rows = [
+        f"| {run} | {cell['seed']} | {len(cell['tried'])} | {100 * min(cell['tried']):.0f} to "
+        f"{100 * max(cell['tried']):.0f} | {100 * cell['score']:.1f} |"
+        for run in RUNS
+        for cell in _of(found, run, "k16-orders")
+        if cell["tried"]
+    ]
+    if not rows:
+        return []
+    return [
+        "\n## How much is the order?\n",
+        "The same 16 examples in other orders, each on the 100 development items; the best one is asked about the test "
+        "items. The spread is what a single order hides.\n",
+        "| task | seed | orders | accuracy on dev, worst to best | of the best on test |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *rows,
+    ]
+
+
+def _costs(found: Mapping[str, Sequence[Cell]]) -> list[str]:
+    """Seconds, and from how many predictions on training is cheaper than a prompt of 16 examples."""
+    rows = []
+    for run in RUNS:
+        prompted = _mean(_of(found, run, "k16"), "seconds_per_1000")
+        for arm in ("k0", "k16", "k16-nearest", "k32", "lora-16", "frozen", "lora", "tfidf"):
+            cells = _of(found, run, arm)
+            asked, made = _mean(cells, "seconds_per_1000"), _mean(cells, "seconds_to_make")
+            if asked is None or made is None:
+                continue
+            even = ""
+            if prompted is not None and not arm.startswith("k"):
+                saved = (prompted - asked) / 1000
+                even = f"{made / saved:,.0f}" if saved > 0 else "never"
+            rows.append(f"| {run} | {arm} | {made:,.1f} | {asked:,.1f} | {even} |")
+    if not rows:
+        return []
+    return [
+        "\n## What it costs\n",
+        "Seconds on two shared cores, other work beside it: to make the arm, and for 1,000 predictions, the mean over "
+        "seeds. Break-even: from how many predictions on the arm is cheaper than a prompt of 16 examples.\n",
+        "| task | arm | to make | per 1,000 predictions | break-even with k16 |",
+        "| --- | --- | ---: | ---: | ---: |",
+        *rows,
+    ]
+
+
+def _mean(cells: Sequence[Cell], key: str) -> float | None:
+    return mean(cell[key] for cell in cells) if cells else None
+
+
+def draw(found: Mapping[str, Sequence[Cell]], path: Path) -> None:
+    """Accuracy by the number of examples, one panel a task, with TF-IDF and what was trained as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "quilate"  # the same figure, the same bytes
+    from matplotlib import pyplot
+
+    runs = [run for run in RUNS if any(_of(found, run, arm) for arm in SHOTS.values())]
+    figure, panels = pyplot.subplots(
+        1, len(runs), figsize=(2.6 * len(runs), 3.0), sharey=True, layout="constrained", squeeze=False
+    )
+    for panel, run in zip(panels[0], runs, strict=True):
+        places = [place for place, arm in enumerate(SHOTS.values()) if _of(found, run, arm)]
+        names = list(SHOTS.values())
+        scores = [[100 * cell["score"] for cell in _of(found, run, names[place])] for place in places]
+        panel.plot(places, [mean(one) for one in scores], "-", color="tab:blue", label="prompted")
+        for place, one in zip(places, scores, strict=True):
+            panel.plot([place] * len(one), one, "o", color="tab:blue", markersize=3)
+        for arm, colour, style in (("majority", "gray", ":"), ("tfidf", "tab:green", "--"), ("lora", "tab:red", "-."),
+                                   ("lora-16", "tab:orange", "-.")):  # fmt: skip
+            if cells := _of(found, run, arm):
+                label = {"tfidf": "TF-IDF, 2,000 rows", "lora": "LoRA, 2,000 rows", "lora-16": "LoRA, 16 rows"}
+                panel.axhline(100 * mean(c["score"] for c in cells), color=colour, linestyle=style,
+                              label=label.get(arm, arm))  # fmt: skip
+        panel.set(title=run, xticks=range(len(SHOTS)), xticklabels=list(SHOTS), xlabel="examples")
+    panels[0][0].set(ylabel="accuracy, %")
+    handles = {label: handle for panel in panels[0] for handle, label in zip(*panel.get_legend_handles_labels(),
+                                                                            strict=True)}  # fmt: skip
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--commands"]:
+        print("\n".join(commands()))
+        return
+    if len(sys.argv) > 1:
+        write_json(CELLS, cells_of_runs(Path(sys.argv[1])))
+    found = json.loads(CELLS.read_text(encoding="utf-8")) if CELLS.exists() else {}
+    write_text(PAGE, page_of(load(Recipe, RECIPE), found))
+    if any(cell["arm"] in SHOTS.values() for cells in found.values() for cell in cells):
+        draw(found, FIGURE)
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The page of the study on prompting: what was not run says so, break-even is of seconds, orders are a spread."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from benchmarks import study_icl as study
+from quilate.config import load
+from quilate.recipe.schema import Recipe
+
+
+def cell(arm: str, score: float, *, make: float, ask: float, **more: Any) -> dict[str, Any]:
+    figures = {"seconds_to_make": make, "seconds_per_1000": ask, "tried": None}
+    return {"arm": arm, "seed": 0, "score": score} | figures | more
+
+
+def test_the_page_is_what_the_cells_say() -> None:
+    cells = json.loads(study.CELLS.read_text(encoding="utf-8")) if study.CELLS.exists() else {}
+    assert study.PAGE.read_text(encoding="utf-8") == study.page_of(load(Recipe, study.RECIPE), cells)
+
+
+@pytest.mark.parametrize("run", study.RUNS)
+def test_every_run_makes_a_recipe_with_the_same_arms(run: str) -> None:
+    recipe = load(Recipe, study.RECIPE, study.overrides(run))
+    assert recipe.task is not None
+    assert (recipe.task.split.train, recipe.task.split.test) == (2000, 300)
+    assert list(recipe.arms) == list(load(Recipe, study.RECIPE).arms)
+
+
+def test_break_even_and_the_spread_of_orders() -> None:
+    recipe = load(Recipe, study.RECIPE)
+    assert study.page_of(recipe, {}).count(study.NOT_RUN) == len(recipe.arms) * len(study.RUNS)
+    cells = [
+        cell("k16", 0.6, make=2.0, ask=50.0),
+        cell("k16-orders", 0.625, make=9.0, ask=50.0, tried=[0.48, 0.71, 0.5]),
+        cell("lora", 0.8, make=200.0, ask=10.0),
+        cell("frozen", 0.7, make=60.0, ask=55.0),
+    ]
+    page = study.page_of(recipe, {"mr": cells})
+    assert "| mr | 0 | 3 | 48 to 71 | 62.5 |" in page
+    assert "| mr | lora | 200.0 | 10.0 | 5,000 |" in page  # 200 s / (50 s - 10 s) x 1,000
+    assert "| mr | frozen | 60.0 | 55.0 | never |" in page
