@@ -16,6 +16,7 @@ def run(
     *,
     set_: Annotated[list[str] | None, Parameter(name="--set")] = None,
     out: Path | None = None,
+    until: str | None = None,
     lang: Language | None = None,
     with_text: bool = False,
     allow_code: bool = False,
@@ -31,6 +32,9 @@ def run(
         Override a key: --set arms.lora.lr=1e-4 (may be repeated).
     out
         The run's folder; runs/NAME by default.
+    until
+        Run only this and what it stands on, and make no report: an arm or stage (lora), one seed of it (lora-s1), that
+        seed and its evaluation (lora-s1-evaluate).
     lang
         Language of the table and the report; the task's by default.
     with_text
@@ -55,10 +59,12 @@ def run(
         with stop_on_signals() as stop:
             graph = run_recipe(
                 parsed, base_folder=recipe.resolve().parent, out=folder, listener=display, stop=stop,
-                allow_code=allow_code,
+                until=until, allow_code=allow_code,
             )  # fmt: skip
     finally:
         display.close()
+    if until is not None:
+        return
     if not parsed.arms:
         show_models(folder, json=json)
     elif json:

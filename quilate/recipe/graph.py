@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +112,29 @@ class Graph:
                 wanted.add(node)
                 pending += self.nodes[node].inputs.values()
         return [node for node in self.nodes.values() if node.name in wanted]
+
+    def part(self, name: str) -> list[Node]:
+        """What is run to have a node, or a stage or arm with all its seeds and evaluations; sources first.
+
+        Args:
+            name: of a node (`lora-s1`, `lora-s1-evaluate`), or of the recipe (`lora`).
+
+        Raises:
+            ConfigError: there is no such thing.
+        """
+        ends = [name] if name in self.nodes else [n for n in self.nodes if _of_recipe(n) == name]
+        if not ends:
+            known = {_of_recipe(n) for n in self.nodes} | self.nodes.keys()
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else "check its name"
+            raise ConfigError(f"the recipe has no stage or arm '{name}'", hint=hint)
+        wanted = {node.name for end in ends for node in self.upstream(end)}
+        return [node for node in self.nodes.values() if node.name in wanted]
+
+
+def _of_recipe(node: str) -> str:
+    """`lora` of `lora-s1` and of `lora-s1-evaluate`."""
+    return re.sub(r"-s\d+(-evaluate)?$", "", node)
 
 
 PHASE_OF_STAGE = {

@@ -51,10 +51,11 @@ def run_recipe(
     Args:
         base_folder: relative paths in the recipe start here.
         out: the run's folder; `evidence`, `alignment` and data cards, `.json` and `.html`, are copied to its top.
-        until: run only this stage and what it stands on.
+        until: run only this part, see `Graph.part`.
         allow_code: run the Python files that rewards of kind `function` name.
 
     Raises:
+        ConfigError: the recipe does not have what `until` names.
         GateError: there are such files, and `allow_code` was not given.
         Interrupted: a stop was requested; finished stages and checkpoints are kept.
         MachineError: another process works in `out`.
@@ -64,7 +65,7 @@ def run_recipe(
         _refuse_code(recipe)
     with folder_lock(out), StageProcesses() as processes:
         graph = build_graph(recipe, base_folder)
-        nodes = graph.upstream(until) if until else list(graph.nodes.values())
+        nodes = graph.part(until) if until else list(graph.nodes.values())
         _write_plan(graph, recipe, base_folder, out)
         for number, node in enumerate(nodes, start=1):
             if stop:

@@ -11,7 +11,7 @@ import pytest
 from quilate.config import validate
 from quilate.engine.interrupts import StopRequest
 from quilate.errors import ConfigError, GateError
-from quilate.recipe.graph import build_graph, is_deterministic, phase_and_method, seeds_of
+from quilate.recipe.graph import Graph, build_graph, is_deterministic, phase_and_method, seeds_of
 from quilate.recipe.run import run_recipe
 from quilate.recipe.schema import Recipe, needs
 
@@ -42,6 +42,19 @@ def test_a_head_is_run_once_unless_what_it_stands_on_is_random() -> None:
     assert [len(seeds_of(few, arm)) for arm in few.arms.values()] == [1, 2, 2]
     assert phase_and_method(one, one.arms["plain"]) == ("fine-tuning", "head")
     assert phase_and_method(one, one.arms["adapted"]) == ("fine-tuning", "tapt then head")
+
+
+def test_a_part_of_a_recipe_is_what_it_names_and_what_that_stands_on() -> None:
+    graph = Graph(recipe(lora=tuned("lora", on="tapt")))
+    for name, inputs in {"base": [], "tapt-s0": ["base"], "lora-s0": ["tapt-s0"], "lora-s1": ["base"],
+                         "lora-s0-evaluate": ["lora-s0"], "lora-s1-evaluate": ["lora-s1"]}.items():  # fmt: skip
+        graph.add(name, "finetune", {}, {source: source for source in inputs})
+    assert [node.name for node in graph.part("lora-s0")] == ["base", "tapt-s0", "lora-s0"]
+    assert [node.name for node in graph.part("lora")] == list(graph.nodes)
+    assert [node.name for node in graph.part("tapt")] == ["base", "tapt-s0"]
+    with pytest.raises(ConfigError, match="no stage or arm 'lorra'") as wrong:
+        graph.part("lorra")
+    assert wrong.value.hint == "did you mean 'lora'?"
 
 
 def test_a_model_made_once_serves_every_seed() -> None:
