@@ -98,7 +98,7 @@ def render_card(card: dict[str, Any], examples: dict[str, list[str]] | None = No
     )
     environment.filters["count"] = lambda n: f"{n:,}".replace(",", "." if lang == "es" else ",")
     environment.filters["size"] = lambda n: _size(n, lang)
-    environment.filters["share"] = _share
+    environment.filters["share"] = lambda part, whole: _share(part, whole, lang)
     return environment.get_template("card.html.jinja").render(
         card=card, examples=examples or {}, lang=lang, t=lambda key: _WORDS[key][lang == "es"], reasons=REASONS
     )
@@ -109,8 +109,9 @@ def _size(bytes_: int, lang: str) -> str:
     return text.translate(str.maketrans(",.", ".,")) if lang == "es" else text
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "–"
+def _share(part: int, whole: int, lang: str) -> str:
+    text = f"{100 * part / whole:.1f} %" if whole else "–"
+    return text.replace(".", ",") if lang == "es" else text
 
 
 _WORDS = {

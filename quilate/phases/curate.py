@@ -27,7 +27,7 @@ def _run(context: StageContext[CurateConfig]) -> StageReport:
     tally = curate(config, base=context.base_folder, folder=context.folder, items=_items(context), watch=watch)
     card = make_card(config, tally, base=context.base_folder, folder=context.folder)
     write_json(context.folder / f"{CARD}.json", card)
-    write_text(context.folder / f"{CARD}.html", render_card(card))
+    write_text(context.folder / f"{CARD}.html", render_card(card, lang=_language(context)))
     out = card["output"]
     context.note(
         f"{out['documents']:,} of {card['documents_in']:,} documents kept, "
@@ -40,6 +40,14 @@ def _run(context: StageContext[CurateConfig]) -> StageReport:
         "sha256": digest([s["sha256"] for s in card["sources"]]),
     }
     return StageReport(counts=counts, facts={"source": source, "output": out, "personal_data": card["personal_data"]})
+
+
+def _language(context: StageContext[CurateConfig]) -> str:
+    """The card's: of the recipe's task, as for its report; without a task of the text that is kept, if it has one."""
+    if "task" in context.inputs:
+        return "es" if load_task(context.inputs["task"] / "task").config.language == "es" else "en"
+    kept = context.config.language.accept if context.config.language is not None else []
+    return "es" if kept == ["es"] else "en"
 
 
 def _items(context: StageContext[CurateConfig]) -> Iterator[str]:

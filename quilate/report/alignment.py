@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -79,10 +80,11 @@ def frontier(found: Alignment, t: Language, width: Width) -> str | None:
             for policy in ordered:
                 _draw(axes, policy, judge, colour, t)
         axes.set_xlabel(t("axis.kl"))
-        axes.set_xlim(left=-0.04 * max(policy.kl or 0.0 for policy in found.policies) - 0.01)
-        axes.margins(x=0.22)
+        farthest = max(policy.kl or 0.0 for policy in found.policies) or 1.0
+        axes.set_xlim(-0.06 * farthest, 1.3 * farthest)  # names stand right of their points
+        decimals = max(2, 1 - math.floor(math.log10(farthest)))
         axes.set_title(t("axis.reward", judge=judge), loc="left", fontsize=10, color=MUTED).set_parse_math(False)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: t.decimal(value, 2)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: t.decimal(value, decimals)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: t.decimal(value, 2)))
         return svg_of(figure, f"frontier-{width}", t("frontier"))
 
