@@ -58,7 +58,7 @@ class DeriveConfig(Config):
     such as `Respuesta: (\\d)`. Rows in whose own explanation it does not find the right one are left out."""
     group: str | None = None
     """Column whose equal values are held out together: the case, the patient."""
-    samples: int = Field(default=4, ge=1)
+    completions_per_prompt: int = Field(default=4, ge=1)
     """Completions of each question; every different one that reaches a wrong answer makes a pair."""
     max_questions: int | None = Field(default=None, ge=1)
     """Use the first so many questions."""
@@ -225,7 +225,7 @@ def _run(context: StageContext[DeriveConfig]) -> StageReport:
 def _write(
     context: StageContext[DeriveConfig], questions: Sequence[Question]
 ) -> tuple[list[Question], list[list[tuple[str, bool]]], Counter[str]]:
-    """The questions whose prompt fits, `samples` completions of each with whether it ended, and what was left out."""
+    """The questions whose prompt fits, the completions of each with whether it ended, and what was left out."""
     config = context.config
     folder = model_of(context.inputs["model"])
     template = chat_template(load_tokenizer(folder), None, name=folder.name)
@@ -241,7 +241,7 @@ def _write(
     )
     by_id = {question.id: question for question in questions}
     stops = stop_tokens(model, template, "chat")
-    repeated = [prompt for prompt in prompts for _ in range(config.samples)]
+    repeated = [prompt for prompt in prompts for _ in range(config.completions_per_prompt)]
     tokens = Generator(model, stop=stops).generate(
         [prompt.tokens for prompt in repeated],
         max_new_tokens=config.max_new_tokens,
@@ -251,7 +251,8 @@ def _write(
     )
     texts = template.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     said = [(text, row[-1] in stops) for text, row in zip(texts, tokens, strict=True)]
-    completions = [said[i : i + config.samples] for i in range(0, len(said), config.samples)]
+    each = config.completions_per_prompt
+    completions = [said[i : i + each] for i in range(0, len(said), each)]
     return [by_id[prompt.id] for prompt in prompts], completions, Counter(lost)
 
 

@@ -132,9 +132,9 @@ class Iteration:
 
 
 def plan_iterations(
-    prompts: int, *, epochs: float, per_iteration: int, samples: int, batch_size: int, passes: int, seed: int
+    prompts: int, *, epochs: float, per_iteration: int, per_prompt: int, batch_size: int, passes: int, seed: int
 ) -> list[Iteration]:
-    """Every iteration of a run: prompts in shuffled epochs, each continued `samples` times, its completions shuffled
+    """Every iteration of a run: prompts in shuffled epochs, each continued `per_prompt` times, its completions shuffled
     anew in each of `passes` passes. The last iteration takes what is left.
 
     Args:
@@ -144,11 +144,11 @@ def plan_iterations(
     plan: list[Iteration] = []
     step = 0
     for number, chosen in enumerate(np.split(visits, range(per_iteration, len(visits), per_iteration))):
-        count = len(chosen) * samples
+        count = len(chosen) * per_prompt
         orders = [numpy_stream(seed, "updates", number, i).permutation(count) for i in range(passes)]
         parts = [part for order in orders for part in np.split(order, range(batch_size, count, batch_size))]
         rows = tuple(tuple(int(row) for row in part) for part in parts)
-        plan.append(Iteration(number, step, tuple(int(i) for i in np.repeat(chosen, samples)), rows))
+        plan.append(Iteration(number, step, tuple(int(i) for i in np.repeat(chosen, per_prompt)), rows))
         step += len(rows)
     return plan
 

@@ -28,9 +28,9 @@ class GrpoConfig(OnlineTraining):
     others, with the KL in the reward."""
     scale: bool = True
     """For `advantage: grpo`: divide by the group's deviation (Liu et al. 2025 advise against it)."""
-    prompts: int = Field(default=8, ge=1)
+    prompts_per_iteration: int = Field(default=8, ge=1)
     """Prompts an iteration, that is between two states of the policy that writes."""
-    samples: int = Field(default=8, ge=2)
+    completions_per_prompt: int = Field(default=8, ge=2)
     """Completions of each prompt."""
 
     @model_validator(mode="after")
@@ -49,7 +49,7 @@ def grpo(config: GrpoConfig) -> Method:
         if config.advantage == "rloo":
             kl = token_kl(rollouts.log_probs, rollouts.reference, "k1")
             total = total - beta * torch.where(rollouts.mask, kl, 0.0).sum(1)
-        groups = total.view(-1, config.samples)
+        groups = total.view(-1, config.completions_per_prompt)
         each = rloo_advantages(groups) if config.advantage == "rloo" else grpo_advantages(groups, scale=config.scale)
         return torch.where(rollouts.mask, each.reshape(-1, 1), 0.0), torch.empty(0)
 

@@ -87,9 +87,9 @@ class OnlineTraining(ExampleTraining):
     """Peak learning rate."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the prompts."""
-    prompts: int = Field(default=64, ge=1)
+    prompts_per_iteration: int = Field(default=64, ge=1)
     """Prompts an iteration, that is between two states of the policy that writes."""
-    samples: int = Field(default=1, ge=1)
+    completions_per_prompt: int = Field(default=1, ge=1)
     """Completions of each prompt."""
     batch_size: int = Field(default=64, ge=1)
     """Completions an optimizer step."""
@@ -367,8 +367,9 @@ def plan(online: Online) -> tuple[list[Iteration], int]:
     """
     config = online.config
     iterations = plan_iterations(
-        len(online.prompts), epochs=config.epochs, per_iteration=config.prompts, samples=config.samples,
-        batch_size=config.batch_size, passes=config.passes, seed=online.context.seed,
+        len(online.prompts), epochs=config.epochs, per_iteration=config.prompts_per_iteration,
+        per_prompt=config.completions_per_prompt, batch_size=config.batch_size, passes=config.passes,
+        seed=online.context.seed,
     )  # fmt: skip
     used, kept = 0, []
     for iteration in iterations:
@@ -380,7 +381,7 @@ def plan(online: Online) -> tuple[list[Iteration], int]:
     if not kept:
         raise DataError("there is not one training step", hint="raise `max_train_tokens` or `epochs`")
     left_out = sum(len(i.prompts) for i in iterations) - sum(len(i.prompts) for i in kept)
-    return kept, left_out // config.samples
+    return kept, left_out // config.completions_per_prompt
 
 
 def explorer(online: Online, method: Method) -> Callable[[Iteration, list[dict[str, Any]]], Experience]:
@@ -393,7 +394,7 @@ def explorer(online: Online, method: Method) -> Callable[[Iteration, list[dict[s
         beta = method.next_beta(earlier)
         advantages, returns = method.advantages(rollouts, scores, beta)
         log: dict[str, Any] = {"iteration": iteration.number, "step": iteration.first_step, "beta": beta}
-        log |= summary(rollouts, scores, samples=online.config.samples)
+        log |= summary(rollouts, scores, per_prompt=online.config.completions_per_prompt)
         if rollouts.values is not None:
             log["explained_variance"] = _explained_variance(rollouts.values, returns, rollouts.mask)
         _alarm(online.context, log, earlier)
@@ -406,14 +407,14 @@ def explorer(online: Online, method: Method) -> Callable[[Iteration, list[dict[s
     return explore
 
 
-def summary(rollouts: Rollouts, scores: Scores, *, samples: int) -> dict[str, Any]:
+def summary(rollouts: Rollouts, scores: Scores, *, per_prompt: int) -> dict[str, Any]:
     """The health of some rollouts: means over completions, JSON-able.
 
     `kl` is summed over each completion's tokens (k1, from the reference); `entropy` is the mean of -log p of the
     sampled tokens; `without_spread` the share of prompts all of whose completions got one score.
     """
     total = scores.total
-    groups = total.view(-1, samples)
+    groups = total.view(-1, per_prompt)
     kl = token_kl(rollouts.log_probs, rollouts.reference, "k1")
     return {
         "completions": len(total),
@@ -424,7 +425,7 @@ def summary(rollouts: Rollouts, scores: Scores, *, samples: int) -> dict[str, An
         "entropy": -float(masked_mean(rollouts.log_probs, rollouts.mask)),
         "tokens": float(rollouts.mask.sum(1).float().mean()),
         "ended": float(np.mean(rollouts.completions.ended)),
-        "without_spread": float((groups.amax(1) == groups.amin(1)).float().mean()) if samples > 1 else None,
+        "without_spread": float((groups.amax(1) == groups.amin(1)).float().mean()) if per_prompt > 1 else None,
     }
 
 
@@ -513,7 +514,7 @@ def measure(online: Online, name: str) -> dict[str, Any]:
     for set_name, prompts in online.measured.items():
         rollouts = online.rollouts(prompts, "held out", set_name, check_stop=online.context.stop.raise_if_set)
         scores = online.scores(rollouts)
-        log = summary(rollouts, scores, samples=1)
+        log = summary(rollouts, scores, per_prompt=1)
         report[set_name] = outcome_report(rollouts.completions, scores)
         report[set_name] |= {key: round(log[key], 4) for key in ("kl", "entropy")}
         rows += outcome_rows(rollouts.completions, scores)

@@ -19,8 +19,8 @@ from quilate.recipe.kinds import stage_kind
 SYLLABLES = [f"{vowel}{consonant}" for vowel in "aeiou" for consonant in "lmnrs"]
 SETTINGS: dict[str, Any] = {
     "preferences": ["gustos"], "format": "text", "precision": "fp32", "max_new_tokens": 4, "lr": 1e-2,
-    "decay": "constant", "warmup": 0.0, "micro_batch_tokens": 2000, "prompts": 10, "samples": 2, "batch_size": 10,
-    "passes": 2, "epochs": 1,
+    "decay": "constant", "warmup": 0.0, "micro_batch_tokens": 2000, "prompts_per_iteration": 10,
+    "completions_per_prompt": 2, "batch_size": 10, "passes": 2, "epochs": 1,
 }  # fmt: skip
 ALWAYS = {"todo": {"kind": "rules", "path": "todo.yaml"}}
 

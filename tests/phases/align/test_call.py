@@ -26,10 +26,12 @@ def test_online_by_one_call(tmp_path: Path, llama_directory: Path, method: Any) 
     rewards = {
         "breve": {"function": brief, "weight": 2.0}, "tilde": {"kind": "rules", "path": str(tmp_path / "r.yaml")},
     }  # fmt: skip
-    made = quilate.align(llama_directory, reward=rewards, method=method, out=tmp_path / "run", **ONLINE)
+    sizes = {"prompts_per_iteration": 6, "completions_per_prompt": 2}
+    made = quilate.align(llama_directory, reward=rewards, method=method, out=tmp_path / "run", **ONLINE, **sizes)
     assert (made.model / "adapter_model.safetensors").exists()
-    [row, *_] = read_jsonl(made.folder / "policy" / "rollouts.jsonl")
-    assert set(row["rewards"]) == {"breve", "tilde/tilde"}
+    rows = read_jsonl(made.folder / "policy" / "rollouts.jsonl")
+    assert set(rows[0]["rewards"]) == {"breve", "tilde/tilde"}
+    assert [row["completions"] for row in rows] == [12, 12]  # 12 prompts are left to train on
     config = read_json(made.folder / "policy" / "config.json")
     assert config["rewards"]["breve"] == {
         "kind": "function", "path": "test_call.py:brief", "timeout": 60.0, "weight": 2.0,
@@ -37,7 +39,7 @@ def test_online_by_one_call(tmp_path: Path, llama_directory: Path, method: Any) 
     assert config["kind"] == ("ppo" if method == "ppo" else "grpo") and set(made.after) == {"asked"}
     if method == "ppo":
         with pytest.raises(DataError, match="holds a finished run"):
-            quilate.align(llama_directory, reward=rewards, method=method, out=tmp_path / "run", **ONLINE)
+            quilate.align(llama_directory, reward=rewards, method=method, out=tmp_path / "run", **ONLINE, **sizes)
 
 
 def test_answers_reach_the_function(tmp_path: Path, llama_directory: Path) -> None:

@@ -79,7 +79,13 @@ def folder(folder: Folder) -> Folder:
 
 def test_a_finished_stage_is_a_set_of_judgements_marked_as_derived(folder: Folder) -> None:
     """A random model writes anything; here its last letter or digit is its answer, and hardly ever right."""
-    keys = {"extract": r"(\w)\W*$", "samples": 24, "max_new_tokens": 40, "held_out": 0.3, "precision": "fp32"}
+    keys = {
+        "extract": r"(\w)\W*$",
+        "completions_per_prompt": 24,
+        "max_new_tokens": 40,
+        "held_out": 0.3,
+        "precision": "fp32",
+    }
     settings = config(**keys).as_json()
     report = folder.run(DERIVE, "derivados", settings, {"model": folder.root / "base"})
     place = folder.root / "derivados"
@@ -97,4 +103,9 @@ def test_a_finished_stage_is_a_set_of_judgements_marked_as_derived(folder: Folde
 
 def test_a_model_that_never_answers_gives_no_pair(folder: Folder) -> None:
     with pytest.raises(DataError, match="not one pair can be derived"):
-        folder.run(DERIVE, "nada", config(samples=1, max_new_tokens=4).as_json(), {"model": folder.root / "base"})
+        folder.run(
+            DERIVE,
+            "nada",
+            config(completions_per_prompt=1, max_new_tokens=4).as_json(),
+            {"model": folder.root / "base"},
+        )

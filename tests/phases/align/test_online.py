@@ -48,7 +48,7 @@ def test_a_contextual_bandit_is_solved(folder: Folder, kind: str, keys: dict[str
     source = {"kind": "function", "path": "mitades.py:of_its_half"}
     bandit = {
         "max_new_tokens": 1, "missing_end": None, "rewards": {"mitad": source}, "beta": 0.0, "lr": 1e-2,
-        "method": "full", "epochs": 30, "prompts": 2, "samples": 40, "batch_size": 80,
+        "method": "full", "epochs": 30, "prompts_per_iteration": 2, "completions_per_prompt": 40, "batch_size": 80,
     }  # fmt: skip
     place = context(folder, kind, "bandido", **bandit | keys)
     part = start(place, value=kind == "ppo", functions={"mitad": of_its_half})
@@ -136,7 +136,7 @@ def test_scores_of_single_tokens_stand_where_they_were_given() -> None:
 def test_groups_are_compared_within_a_prompt() -> None:
     rollouts = made_up([2, 3, 1, 2], values=False)
     scores = torch.tensor([1.0, 3.0, 5.0, 5.0])
-    advantages, returns = grpo(settings(GrpoConfig, samples=2)).advantages(rollouts, Scores(scores), 9.0)
+    advantages, returns = grpo(settings(GrpoConfig, completions_per_prompt=2)).advantages(rollouts, Scores(scores), 9.0)
     assert returns.numel() == 0
     deviation = 2**0.5 + 1e-4
     assert advantages[:, 0].tolist() == pytest.approx([-1 / deviation, 1 / deviation, 0, 0], abs=1e-5)
@@ -144,7 +144,9 @@ def test_groups_are_compared_within_a_prompt() -> None:
     beta = 0.5
     kl = torch.where(rollouts.mask, rollouts.log_probs - rollouts.reference, 0.0).sum(1)
     priced = scores - beta * kl
-    each, _ = grpo(settings(GrpoConfig, samples=2, advantage="rloo")).advantages(rollouts, Scores(scores), beta)
+    each, _ = grpo(settings(GrpoConfig, completions_per_prompt=2, advantage="rloo")).advantages(
+        rollouts, Scores(scores), beta
+    )
     assert float(each[0, 0]) == pytest.approx(float(priced[0] - priced[1]), abs=1e-5)
 
 
@@ -186,7 +188,7 @@ def test_the_adaptive_controller_follows_the_last_iteration() -> None:
 
 
 def test_every_completion_is_learned_from_once_a_pass() -> None:
-    iterations = plan_iterations(7, epochs=2, per_iteration=3, samples=4, batch_size=5, passes=2, seed=1)
+    iterations = plan_iterations(7, epochs=2, per_iteration=3, per_prompt=4, batch_size=5, passes=2, seed=1)
     assert [len(i.prompts) for i in iterations] == [12, 12, 12, 12, 8]
     assert [i.first_step for i in iterations] == [0, 6, 12, 18, 24]
     visits = [prompt for i in iterations for prompt in i.prompts[::4]]
@@ -260,7 +262,7 @@ def test_full_training_saves_a_plain_model(folder: Folder) -> None:
         ("ppo", {"preferences": []}, "there are no prompts"),
         ("ppo", {"lora": {"dropout": 0.1}}, "must be 0 here"),
         ("ppo", {"beta": 0.0, "kl_target": 6.0}, "must then begin above 0"),
-        ("grpo", {"samples": 1}, "greater than or equal to 2"),
+        ("grpo", {"completions_per_prompt": 1}, "greater than or equal to 2"),
         ("grpo", {"advantage": "rloo", "scale": False}, "`scale` goes with"),
         ("grpo", {"missing_end": None, "missing_end_subtracts": True}, "needs a `missing_end`"),
         ("grpo", {"rewards": {}}, "at least 1 item"),
