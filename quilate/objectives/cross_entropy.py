@@ -5,6 +5,7 @@ Shapes: S supervised positions, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -172,18 +173,18 @@ class _LinearTokenLogProbs(torch.autograd.Function):
 
 
 @torch.no_grad()
-def linear_kl_sum(
+def head_kl_sum(
     hidden: Tensor,
-    head: tuple[Tensor, Tensor | None],
+    head: Callable[[Tensor], Tensor],
     reference_hidden: Tensor,
-    reference_head: tuple[Tensor, Tensor | None],
+    reference_head: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Sum over positions of KL(softmax(hidden @ W.T + b) || the same of the reference), over the whole vocabulary.
+    """Sum over positions of KL(softmax(head(hidden)) || the same of the reference), over the whole vocabulary.
 
     A measure, not a loss: it has no gradient.
 
     Args:
-        hidden, reference_hidden: [S, D]; the heads: (weight [V, D], bias [V] or None).
+        hidden, reference_hidden: [S, D]; the heads give logits [s, V] of some of their rows [s, D].
 
     Returns:
         A scalar, fp64.
@@ -191,7 +192,7 @@ def linear_kl_sum(
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
     for start in range(0, hidden.shape[0], CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
-        log_p = F.linear(hidden[rows], *head).float().log_softmax(-1)
-        log_q = F.linear(reference_hidden[rows], *reference_head).float().log_softmax(-1)
+        log_p = head(hidden[rows]).float().log_softmax(-1)
+        log_q = reference_head(reference_hidden[rows]).float().log_softmax(-1)
         total += (log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64)
     return total

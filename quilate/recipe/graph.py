@@ -11,7 +11,7 @@ from typing import Any
 
 from quilate.curation.sources import content_of_source
 from quilate.errors import ConfigError
-from quilate.files import digest, sha256_of_file
+from quilate.files import digest
 from quilate.models.source import content_of_model
 from quilate.phases.adapt import AdaptConfig
 from quilate.phases.align.assay import AssayConfig
@@ -464,7 +464,7 @@ def _add_assay(graph: Graph, base_folder: Path, name: str, seed: int) -> str:
     inputs |= {f"conversations:{one}": f"conversations-{one}" for one in asked.conversations}
     inputs |= {f"reward:{judge}": _model_node(recipe, judge, seed) for judge in asked.judging_stages().values()}
     config = {key: value for key, value in asked.as_json().items() if key in AssayConfig.model_fields}
-    content = {judge: sha256_of_file(base_folder / path) for judge, path in asked.rule_files().items()} or None
+    content = content_of_rewards(asked.judges, base_folder)
     return graph.add(f"{policy}-assay", "assay", config, inputs, seed=seed, content=content)
 
 

@@ -128,13 +128,17 @@ def _copy_results(graph: Graph, out: Path) -> None:
 
 def _refuse_code(recipe: Recipe) -> None:
     """A recipe is data, whoever wrote it; what it can make this machine do must not grow with a key in it."""
-    for name, stage in recipe.stages.items():
-        for source in getattr(stage, "rewards", {}).values():
-            if isinstance(source, FunctionReward):
-                raise GateError(
-                    f"stage '{name}' would run Python code, {source.path}",
-                    hint="read the file; if you trust it, give --allow-code",
-                )
+    sources = [
+        (f"stage '{n}'", source) for n, s in recipe.stages.items() for source in getattr(s, "rewards", {}).values()
+    ]
+    if recipe.alignment is not None:
+        sources += [("`alignment`", judge) for judge in recipe.alignment.judges.values()]
+    for user, source in sources:
+        if isinstance(source, FunctionReward):
+            raise GateError(
+                f"{user} would run Python code, {source.path}",
+                hint="read the file; if you trust it, give --allow-code",
+            )
 
 
 def spec_of(node: Node, graph: Graph, out: Path, base_folder: Path) -> StageSpec:

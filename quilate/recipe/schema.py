@@ -163,7 +163,7 @@ def models_given_to(node: StageConfig | ArmConfig) -> list[str]:
 
 def is_aligned(node: StageConfig | ArmConfig | None) -> bool:
     """Whether a stage aligns the model it stands on."""
-    return isinstance(node, (DpoConfig, OnlineTraining, DistillConfig))
+    return isinstance(node, (DpoConfig, OnlineTraining, OfflineTraining, DistillConfig))
 
 
 class AlignmentConfig(AssayConfig):

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from quilate.objectives import cross_entropy
 from quilate.objectives.cross_entropy import (
     cross_entropy_sum,
+    head_kl_sum,
     linear_cross_entropy_sum,
-    linear_kl_sum,
     linear_token_log_probs,
 )
 
@@ -171,5 +171,9 @@ def test_kl_of_two_heads_equals_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
         F.linear(hidden, weight, offset).double().log_softmax(-1),
         log_target=True, reduction="sum",
     )  # fmt: skip
-    torch.testing.assert_close(linear_kl_sum(hidden, (weight, offset), other, (other_weight, None)), expected)
-    assert linear_kl_sum(hidden, (weight, offset), hidden, (weight, offset)).item() == 0
+
+    def head(rows: torch.Tensor) -> torch.Tensor:
+        return F.linear(rows, weight, offset)
+
+    torch.testing.assert_close(head_kl_sum(hidden, head, other, lambda rows: F.linear(rows, other_weight)), expected)
+    assert head_kl_sum(hidden, head, hidden, head).item() == 0

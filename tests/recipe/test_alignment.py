@@ -52,6 +52,17 @@ def test_no_alignment_is_compared_whether_named_or_not() -> None:
     assert policies_of(alone) == ["base", "ahí"]
 
 
+@pytest.mark.parametrize("kind", ["cloning", "ilql"])
+def test_learning_from_a_data_set_of_rewards_is_alignment_too(kind: str) -> None:
+    offline = {"kind": kind, "on": "chat", "preferences": ["trato"]}
+    arms = {"tuned": {"kind": "finetune", "method": "lora", "on": "copia"}}
+    whole = recipe({"policies": ["copia"]}, arms, copia=offline)
+    assert policies_of(whole) == ["chat", "copia"] and start_of(whole, "copia") == "chat"
+    assert with_unaligned_arms(whole)[1] == ["tuned-unaligned"]
+    later = recipe(copia=offline, ppo={"kind": "ppo", "on": "copia", "preferences": ["trato"], "rewards": RULES})
+    assert start_of(later, "ppo") == "chat"
+
+
 def test_stages_that_differ_in_beta_alone_are_one_family() -> None:
     stages = recipe().stages
     assert family_of(stages["polite"]) == family_of(stages["bold"]) != family_of(stages["again"])

@@ -204,11 +204,14 @@ def rewarded(**stages: Any) -> dict[str, Any]:
 def test_a_recipe_does_not_run_code_unless_it_is_allowed_to(tmp_path: Path) -> None:
     source = {"kind": "function", "path": "premio.py:f"}
     value = rewarded(policy={"kind": "grpo", "preferences": ["p"], "rewards": {"mía": source}})
-    with pytest.raises(GateError, match=r"'policy' would run Python code, premio\.py:f"):
-        run_recipe(
-            validate(Recipe, value, source="t"), base_folder=tmp_path, out=tmp_path / "run",
-            listener=Mock(), stop=StopRequest(),
-        )  # fmt: skip
+    judged = rewarded(policy={"kind": "dpo", "preferences": ["p"]})
+    judged["alignment"] = {"preferences": ["p"], "judges": {"mía": source}}
+    for recipe, who in ((value, "stage 'policy'"), (judged, "`alignment`")):
+        with pytest.raises(GateError, match=rf"{who} would run Python code, premio\.py:f"):
+            run_recipe(
+                validate(Recipe, recipe, source="t"), base_folder=tmp_path, out=tmp_path / "run",
+                listener=Mock(), stop=StopRequest(),
+            )  # fmt: skip
     assert not (tmp_path / "run").exists()
 
 

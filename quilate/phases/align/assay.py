@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quilate.config import Config
@@ -27,10 +27,13 @@ from quilate.evaluation.bits_per_byte import text_loss
 from quilate.evaluation.preferences import length_direction, pair_report
 from quilate.files import write_jsonl
 from quilate.models.encoder import DocumentEncoder
+from quilate.models.heads import divide
 from quilate.models.load import context_length, load_causal, load_tokenizer
 from quilate.models.precision import Precision, compute_dtype
 from quilate.models.reward import RewardModel, load_reward_model
-from quilate.objectives.cross_entropy import linear_kl_sum
+from quilate.models.token_values import GuidedHead, load_token_values
+from quilate.objectives.cross_entropy import head_kl_sum
+from quilate.phases.align.ilql import VALUES
 from quilate.phases.align.preferences import stored_preferences
 from quilate.phases.align.rollouts import (
     Completions,
@@ -41,7 +44,7 @@ from quilate.phases.align.rollouts import (
     prompts_of_judgements,
     stop_tokens,
 )
-from quilate.phases.align.scoring import AnyReward, RulesReward, Scorer, StageReward
+from quilate.phases.align.scoring import AnyReward, Scorer, StageReward
 from quilate.phases.align.training import completion_lengths, judged_pairs, measured_batches
 from quilate.phases.conversations import stored_conversations
 from quilate.phases.corpus import corpus_documents
@@ -74,6 +77,9 @@ class AssayConfig(Config):
     """Longest prompt; longer ones are left out and counted."""
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling: 1 is the policy itself."""
+    ilql_beta: float = Field(default=1.0, ge=0)
+    """How much the values of an `ilql` stage count in what it writes; 0 is its language model alone. Judged pairs and
+    text are measured of the language model."""
     length: int = Field(default=512, ge=64)
     """Longest prompt and completion in tokens of the judged pairs and items that every model is measured on."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
@@ -90,10 +96,6 @@ class AssayConfig(Config):
     def judging_stages(self) -> dict[str, str]:
         """Name of a judge -> the reward stage it comes from."""
         return {name: judge.on for name, judge in self.judges.items() if isinstance(judge, StageReward)}
-
-    def rule_files(self) -> dict[str, str]:
-        """Name of a judge -> its file of rules."""
-        return {name: judge.path for name, judge in self.judges.items() if isinstance(judge, RulesReward)}
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def _run(context: StageContext[AssayConfig]) -> StageReport:
     model = load_causal(folder, dtype=compute_dtype(config.precision))
     asked = _asked(context, template, context_length(model))
     writer = Writer(template, stop_tokens(model, template, config.format), config.temperature, config.max_new_tokens)
-    written = writer.write(model, asked.prompts, seed=derive_seed(context.seed, "assay"))
+    head = _guided_head(context, model)
+    written = writer.write(model, asked.prompts, seed=derive_seed(context.seed, "assay"), head=head)
     scores = judged(context, written, template)
     rows = [
         {"id": prompt.id, "group": prompt.group, "completion": written.texts[i], "tokens": len(written.tokens[i]),
@@ -120,7 +123,7 @@ def _run(context: StageContext[AssayConfig]) -> StageReport:
         for i, prompt in enumerate(asked.prompts)
     ]  # fmt: skip
     write_jsonl(context.folder / "completions.jsonl", rows)
-    kl = _kl(context, model, written)
+    kl = _kl(context, model, written, head)
     pairs, pair_counts = _pairs(context, model, template)
     means = {name: round(float(np.mean(values)), 4) for name, values in scores.items()}
     context.note(
@@ -141,6 +144,15 @@ def _run(context: StageContext[AssayConfig]) -> StageReport:
     }
     cut = {"completions cut for length": len(rows) - sum(written.ended)}
     return StageReport(counts={k: v for k, v in (asked.counts + Counter(cut) + pair_counts).items() if v}, facts=facts)
+
+
+def _guided_head(context: StageContext[AssayConfig], model: PreTrainedModel) -> nn.Module | None:
+    """What an ILQL policy writes with; None for every other model, which writes with its own head."""
+    values = context.inputs["model"] / VALUES
+    if not values.exists():
+        return None
+    head = divide(model).head
+    return GuidedHead(head, load_token_values(values).to(head.weight.device), context.config.ilql_beta)
 
 
 def _asked(context: StageContext[AssayConfig], template: ChatTemplate, room: int) -> _Asked:
@@ -240,31 +252,38 @@ def completion_kl(
     written: Completions,
     *,
     micro_batch_tokens: int,
+    head: nn.Module | None = None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> float:
     """KL(policy || start) in nats a completion: at every state that the policy itself reached, over the whole
-    vocabulary, which varies less than from the sampled tokens alone."""
+    vocabulary, which varies less than from the sampled tokens alone.
+
+    Args:
+        head: what the policy writes with, if not with its own head.
+    """
     encoders = DocumentEncoder(model), DocumentEncoder(start)
     total = 0.0
     for part in split_by_tokens(written.examples(), micro_batch_tokens):
         check_stop()
         packed = pack(part).to(encoders[0].device)
-        predicting, heads = [], []
+        predicting = []
         for encoder in encoders:
             hidden = encoder(packed.input_ids, packed.position_ids, packed.lengths)
             predicting.append(encoder.divided.transform(hidden[packed.source_positions]))
-            heads.append((encoder.divided.head.weight, encoder.divided.head.bias))
-        total += float(linear_kl_sum(predicting[0], heads[0], predicting[1], heads[1]))
+        heads = head or encoders[0].divided.head, encoders[1].divided.head
+        total += float(head_kl_sum(predicting[0], heads[0], predicting[1], heads[1]))
     return round(total / len(written.texts), 4)
 
 
-def _kl(context: StageContext[AssayConfig], model: PreTrainedModel, written: Completions) -> float | None:
+def _kl(
+    context: StageContext[AssayConfig], model: PreTrainedModel, written: Completions, head: nn.Module | None
+) -> float | None:
     """None for a model that was not aligned."""
     if "start" not in context.inputs:
         return None
     start = load_causal(model_of(context.inputs["start"]), dtype=model.dtype)
     return completion_kl(
-        model, start, written, micro_batch_tokens=context.config.micro_batch_tokens,
+        model, start, written, micro_batch_tokens=context.config.micro_batch_tokens, head=head,
         check_stop=context.stop.raise_if_set,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from quilate.errors import DataError
 from quilate.evaluation.bits_per_byte import text_loss
 from quilate.models.load import context_length, load_causal, trainable_parameters
 from quilate.objectives import preference as objective
-from quilate.objectives.cross_entropy import linear_kl_sum
+from quilate.objectives.cross_entropy import head_kl_sum
 from quilate.phases.align.training import (
     PreferenceTraining,
     Prepared,
@@ -265,7 +265,7 @@ def _kl(
         ours = policy.predicting(batch)
         with model.disable_adapter() if adapted else nullcontext():
             theirs = reference.predicting(batch)
-        total += float(linear_kl_sum(ours, policy.head, theirs, reference.head))
+        total += float(head_kl_sum(ours, policy.encoder.divided.head, theirs, reference.encoder.divided.head))
         tokens += batch.supervised_tokens
     return round(total / tokens, 6)
 

@@ -27,6 +27,7 @@ from quilate.phases.example_training import plan_batches, train
 from quilate.phases.sft import save_chat_model
 from quilate.phases.stage import StageContext, StageKind, StageReport, once
 
+VALUES = "values"  # the folder of what tokens are worth, beside `model`
 DEFAULT_RATE = {"full": 5e-5, "lora": 5e-4}  # trlX's default (ilql_config.yml); LoRA's ten times that
 
 
@@ -137,7 +138,7 @@ def learn_values(offline: Offline) -> StageReport:
     offline.counts["visits over the token budget"] = batches.examples_left_out
     after, first = _measured(offline, config.betas, head, values, before)
     save_chat_model(context.folder, offline.model, offline.template)
-    with atomic_folder(context.folder / "values") as place:
+    with atomic_folder(context.folder / VALUES) as place:
         values.save(place)
     return offline_report(offline, fitted, first, after, value_parameters=sum(p.numel() for p in values.parameters()))
 

@@ -12,12 +12,14 @@ from support import tiny_llama
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from quilate.files import read_json, read_jsonl, write_text
+from quilate.models.heads import divide
 from quilate.models.load import load_causal, load_tokenizer
 from quilate.models.reward import load_reward_model
+from quilate.models.token_values import TokenValues
 from quilate.phases.align.assay import ASSAY, completion_kl, model_rewards
 from quilate.phases.align.preferences import stored_preferences
 from quilate.phases.align.rollouts import Completions, prompts_of_judgements
-from quilate.phases.stage import StageReport
+from quilate.phases.stage import StageReport, write_model_note
 from quilate.tokenization.chat import ChatTemplate
 
 
@@ -32,12 +34,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, llama_directory: Path) -> F
     return made
 
 
-def assayed(folder: Folder, name: str, *, on: str, start: str | None) -> tuple[StageReport, list[dict[str, Any]]]:
+def assayed(
+    folder: Folder, name: str, *, on: str, start: str | None, **keys: Any
+) -> tuple[StageReport, list[dict[str, Any]]]:
     judges = {"juez": {"kind": "stage", "on": "juez"}, "reglas": {"kind": "rules", "path": "reglas.yaml"}}
     value = {
         "preferences": ["gustos"], "judges": judges, "precision": "fp32", "max_new_tokens": 8, "max_prompts": 6,
         "micro_batch_tokens": 400, "length": 128,
-    }  # fmt: skip
+    } | keys  # fmt: skip
     inputs = {
         "model": folder.root / on,
         "preferences:gustos": folder.root / "gustos",
@@ -59,6 +63,37 @@ def test_an_aligned_model_and_its_start_answer_the_same_prompts(folder: Folder) 
         assert row["scores"]["reglas"] == 0.5 + vowel
     mean = sum(row["scores"]["juez"] for row in rows) / len(rows)
     assert aligned.facts["judges"]["juez"] == pytest.approx(mean, abs=1e-4)
+
+
+def test_an_ilql_policy_writes_by_its_values(folder: Folder, llama_directory: Path) -> None:
+    """One token is worth far more than all others: it is written again and again, unless the values do not count."""
+    place = folder.root / "valores"
+    place.mkdir()
+    write_model_note(place, llama_directory)
+    model = load_causal(llama_directory, dtype=torch.float32)
+    head = divide(model).head
+    values = TokenValues(head.weight.shape[1], head.weight.shape[0])
+    [token] = load_tokenizer(llama_directory)("a", add_special_tokens=False).input_ids
+    for q in values.q:
+        q[2].bias.data[token] += 40.0
+    values.save(place / "values")
+    report, rows = assayed(folder, "ensayo-valores", on="valores", start="base")
+    assert {row["completion"] for row in rows} == {"a" * 8}
+    _, free = assayed(folder, "ensayo-sin", on="valores", start="base", ilql_beta=0.0)
+    _, plain = assayed(folder, "ensayo-sin-nada", on="base", start=None)
+    assert free == plain
+    # 40 nats above all others the token is certain, so the KL is minus its log-probability without the values.
+    template = ChatTemplate(load_tokenizer(llama_directory), name="t")
+    prompts, _ = prompts_of_judgements(
+        stored_preferences(folder.root / "gustos", "held_out"), template, "chat", limit=384
+    )
+    theirs = AutoModelForCausalLM.from_pretrained(llama_directory).double().eval()
+    total = 0.0
+    for prompt in prompts[:6]:
+        with torch.no_grad():
+            logits = theirs(input_ids=torch.tensor([[*prompt.tokens, *[token] * 8]])).logits[0]
+        total -= float(logits.log_softmax(-1)[len(prompt.tokens) - 1 : -1, token].sum())
+    assert report.facts["kl"] == pytest.approx(total / 6, rel=1e-3)
 
 
 def hand_written(llama: Path, folder: Folder) -> Completions:
