@@ -19,7 +19,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from quilate.errors import DataError
 from quilate.inference.fused_layers import with_fused_layers
-from quilate.inference.sampling import Sampling, choose
+from quilate.inference.sampling import Sampling, choose, draw
 from quilate.models.attention import DocumentLayout
 from quilate.models.cached_attention import CACHED_ATTENTION, KeyValueStore, use_cached_attention
 from quilate.models.heads import divide
@@ -118,6 +118,20 @@ class Generator:
                 results[row].append(token)
         return results
 
+    def sample(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, sampling: Sampling, seed: int = 0
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """As `generate` at a temperature above 0, and beside each token its log-probability under what it was drawn
+        from."""
+        tokens: list[list[int]] = [[] for _ in prompts]
+        log_probs: list[list[float]] = [[] for _ in prompts]
+        for row, token in self.stream(
+            prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, log_probs=log_probs
+        ):
+            if token is not None:
+                tokens[row].append(token)
+        return tokens, log_probs
+
     @torch.inference_mode()
     def stream(
         self,
@@ -127,8 +141,13 @@ class Generator:
         sampling: Sampling = GREEDY,
         seed: int = 0,
         constraints: Sequence[Constraint] | None = None,
+        log_probs: Sequence[list[float]] | None = None,
     ) -> Stream:
-        """As `generate`, each token as it is chosen: (number of the prompt, token), and (number, None) at its end."""
+        """As `generate`, each token as it is chosen: (number of the prompt, token), and (number, None) at its end.
+
+        Args:
+            log_probs: one a prompt, to which those of its tokens are added, unless greedy.
+        """
         self._check(prompts)
         attention, training = self._model.config._attn_implementation, self._model.training
         self._model.eval()
@@ -136,7 +155,7 @@ class Generator:
         try:
             if self._together:
                 self._model.set_attn_implementation(CACHED_ATTENTION)
-            yield from self._run(prompts, slots, max_new_tokens, sampling, seed, constraints)
+            yield from self._run(prompts, slots, max_new_tokens, sampling, seed, constraints, log_probs)
         finally:
             self._model.set_attn_implementation(attention)
             self._model.train(training)
@@ -149,6 +168,7 @@ class Generator:
         sampling: Sampling,
         seed: int,
         constraints: Sequence[Constraint] | None,
+        log_probs: Sequence[list[float]] | None,
     ) -> Stream:
         # Drawn beforehand, a row a prompt: what a sequence becomes does not depend on which others ran beside it.
         uniforms = torch.rand(
@@ -168,7 +188,13 @@ class Generator:
             if constraints is not None:
                 allowed = torch.stack([constraints[sequence.row].allowed() for sequence in current])
                 logits = logits.masked_fill(~allowed.to(self.device), -torch.inf)
-            for sequence, token in zip(current, choose(logits, drawn, sampling).tolist(), strict=True):
+            if log_probs is None or sampling.temperature == 0:
+                chosen = choose(logits, drawn, sampling)
+            else:
+                chosen, likely = draw(logits, drawn, sampling)
+                for sequence, log_prob in zip(current, likely.tolist(), strict=True):
+                    log_probs[sequence.row].append(log_prob)
+            for sequence, token in zip(current, chosen.tolist(), strict=True):
                 sequence.tokens.append(token)
                 if constraints is not None and token not in self.stop:
                     constraints[sequence.row].advance(token)

@@ -38,13 +38,24 @@ def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
+    return draw(logits, uniforms, sampling)[0]
+
+
+def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """As `choose` at a temperature above 0, and beside each token the log of its probability of being drawn: [B] fp64.
+
+    The sum of all weights is known once a token is drawn, so this costs nothing.
+    """
     exact = logits.float()
     weights = (exact - exact.amax(-1, keepdim=True)).div_(sampling.temperature).exp_()
-    return _draw(weights if sampling.top_p >= 1 else _nucleus(weights, sampling.top_p), uniforms)
+    weights = weights if sampling.top_p >= 1 else _nucleus(weights, sampling.top_p)
+    tokens, total = _draw(weights, uniforms)
+    return tokens, weights.gather(-1, tokens[:, None])[:, 0].double().log() - total.log()
 
 
-def _draw(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverse-transform sampling in two steps: a bin of neighbouring tokens by its sum, then a token in it."""
+def _draw(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse-transform sampling in two steps: a bin of neighbouring tokens by its sum, then a token in it. Also the
+    sum of all weights, [B]."""
     batch, vocabulary = weights.shape
     bins = -(-vocabulary // BIN)
     padded = weights if bins * BIN == vocabulary else torch.nn.functional.pad(weights, (0, bins * BIN - vocabulary))
@@ -54,7 +65,7 @@ def _draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     below = torch.where(chosen > 0, edges.gather(-1, (chosen - 1).clamp(min=0)), 0.0)
     inside = table.gather(1, chosen[:, :, None].expand(-1, -1, BIN))[:, 0].double().cumsum(-1)
     share = (uniforms[:, None] * edges[:, -1:] - below) / inside[:, -1:]
-    return (chosen * BIN)[:, 0] + _inverse(inside, share[:, 0].clamp(0, 1))
+    return (chosen * BIN)[:, 0] + _inverse(inside, share[:, 0].clamp(0, 1)), edges[:, -1]
 
 
 def _inverse(cumulative: Tensor, uniforms: Tensor) -> Tensor:

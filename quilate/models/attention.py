@@ -47,19 +47,92 @@ class Group:
 
 
 @dataclass(frozen=True)
+class SharedTokens:
+    """A row of T tokens in which documents of D tokens in all share some: each document sees the shared ones as its
+    own, and what is computed of a token by itself (all but attention) is computed once.
+
+    Attributes:
+        places: [D] where in the row each token of each document stands.
+        firsts: [T] of each token of the row, its first place among the documents' tokens.
+        repeats: of the second and every further document that has it: tokens of the row, and places of theirs.
+    """
+
+    places: Tensor
+    firsts: Tensor
+    repeats: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, places: Tensor) -> SharedTokens:
+        order = places.cpu().argsort(stable=True)
+        token = places.cpu()[order]
+        counts = token.bincount()
+        starts = counts.cumsum(0) - counts
+        nth = torch.arange(len(token)) - starts[token]  # which of its documents this is
+        parts = [(token[nth == n], order[nth == n]) for n in range(int(counts.max()))]
+        (_, firsts), *repeats = [(a.to(places.device), b.to(places.device)) for a, b in parts]
+        return cls(places, firsts, tuple(repeats))
+
+
+class _Repeat(torch.autograd.Function):
+    """Rows of tokens [T, ...] for every document that has them [D, ...]; the gradients of one token are summed, in fp32
+    and always in the same order."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, shared: SharedTokens) -> Tensor:
+        ctx.shared = shared
+        return rows.index_select(0, shared.places)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        shared: SharedTokens = ctx.shared
+        total = grads[0].index_select(0, shared.firsts)
+        if shared.repeats:
+            several = shared.repeats[0][0]  # whoever has a third place has a second
+            summed = torch.zeros(total.shape, dtype=torch.float32, device=total.device)
+            summed[several] = total[several].float()
+            for tokens, places in shared.repeats:
+                summed[tokens] += grads[0][places].float()
+            total[several] = summed[several].to(total.dtype)
+        return total, None
+
+
+class _First(torch.autograd.Function):
+    """What was computed for documents' tokens [D, ...], once a token of the row [T, ...]: it is equal in all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, shared: SharedTokens) -> Tensor:
+        ctx.shared = shared
+        return rows.index_select(0, shared.firsts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        shared: SharedTokens = ctx.shared
+        rows = grads[0].new_zeros(shared.places.shape[0], *grads[0].shape[1:])
+        rows[shared.firsts] = grads[0]
+        return rows, None
+
+
+@dataclass(frozen=True)
 class DocumentLayout:
     """Where the documents of a packed row are; computed once a batch and used by every layer.
 
     Attributes:
         lengths: of the documents, in order.
+        shared: where documents share tokens of the row.
     """
 
     lengths: tuple[int, ...]
     device: torch.device | str = "cpu"
+    shared: SharedTokens | None = None
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> DocumentLayout:
-        return cls(tuple(lengths), device)
+    def of(
+        cls, lengths: Sequence[int], device: torch.device | str = "cpu", places: Tensor | None = None
+    ) -> DocumentLayout:
+        """Args:
+        places: [sum of lengths], where in the row each token of each document stands, if some share tokens.
+        """
+        return cls(tuple(lengths), device, None if places is None else SharedTokens.of(places))
 
     @cached_property
     def longest(self) -> int:
@@ -156,12 +229,19 @@ def packed_attention(
     )
     causal = bool(getattr(module, "is_causal", True))
     packed = [t[0].transpose(0, 1) for t in (query, key, value)]  # [T, heads, E]
+    shared = document_layout.shared
+    if shared is not None:
+        packed = [_Repeat.apply(t, shared) for t in packed]  # type: ignore[no-untyped-call]
     if dropout == 0 and fused.is_fused(packed[0]):
         scale = packed[0].shape[-1] ** -0.5 if scaling is None else scaling
         query, key, value = packed
-        return fused.packed_attention(query, key, value, document_layout.starts, scale=scale, causal=causal)[None], None
-    outputs = [_group_attention(group, packed, causal, scaling, dropout) for group in document_layout.groups]
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
+        output = fused.packed_attention(query, key, value, document_layout.starts, scale=scale, causal=causal)
+    else:
+        outputs = [_group_attention(group, packed, causal, scaling, dropout) for group in document_layout.groups]
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    if shared is not None:
+        output = _First.apply(output, shared)  # type: ignore[no-untyped-call]
+    return output[None], None
 
 
 def refuse_beyond_window(tokens: int, window: int | None, *, hint: str) -> None:

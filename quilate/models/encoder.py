@@ -18,7 +18,8 @@ from quilate.models.heads import Divided, divide
 
 
 class DocumentEncoder:
-    """Callable `(input_ids [1, T], position_ids [1, T], lengths) -> hidden states [T, D]`.
+    """Callable `(input_ids [1, T], position_ids [1, T], lengths, places) -> hidden states [T, D]`; `places` as of a
+    `PackedBatch`, for documents that share tokens.
 
     Args:
         model: a causal or masked model, adapted or not. Its attention is switched to the packed one where its
@@ -36,11 +37,15 @@ class DocumentEncoder:
     def device(self) -> torch.device:
         return self.divided.head.weight.device
 
-    def __call__(self, input_ids: Tensor, position_ids: Tensor, lengths: Sequence[int]) -> Tensor:
-        layout = DocumentLayout.of(lengths, self.device)
+    def __call__(
+        self, input_ids: Tensor, position_ids: Tensor, lengths: Sequence[int], places: Tensor | None = None
+    ) -> Tensor:
+        layout = DocumentLayout.of(lengths, self.device, places)
         if self.packed:
             return self._packed_hidden(input_ids, position_ids, layout)
-        return self._padded_hidden(input_ids, layout)
+        if layout.shared is None:
+            return self._padded_hidden(input_ids, layout)
+        return self._padded_hidden(input_ids[:, layout.shared.places], layout)[layout.shared.firsts]
 
     def _packed_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: DocumentLayout) -> Tensor:
         output = self.divided.body(

@@ -118,3 +118,17 @@ def test_bf16_follows_its_own_forward_pass() -> None:
         best = logits.max(-1).values
         chosen = logits.gather(-1, torch.tensor(answer)[:, None])[:, 0]
         assert float((best - chosen).max()) <= 0.02 * float(logits.abs().max())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_sampling_keeps_what_a_forward_pass_says_of_its_tokens(temperature: float) -> None:
+    model = tiny_llama().eval()
+    generator, sampling = Generator(model, stop=(5,), batch=2), Sampling(temperature)
+    tokens, log_probs = generator.sample(prompts(), max_new_tokens=12, sampling=sampling, seed=3)
+    assert tokens == generator.generate(prompts(), max_new_tokens=12, sampling=sampling, seed=3)
+    plain = tiny_llama().eval()
+    for prompt, row, kept in zip(prompts(), tokens, log_probs, strict=True):
+        with torch.no_grad():
+            logits = plain(input_ids=torch.tensor([prompt + row])).logits[0, len(prompt) - 1 : -1]
+        exact = (logits.double() / temperature).log_softmax(-1)[torch.arange(len(row)), row]
+        assert kept == pytest.approx(exact.tolist(), abs=1e-4)

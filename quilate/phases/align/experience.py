@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from quilate.data.batches import epoch_orders
-from quilate.data.packing import Example, PackedBatch, pack, split_by_tokens
+from quilate.data.packing import Example, PackedBatch, pack, pack_shared, split_by_tokens, split_shared
 from quilate.engine.checkpoint import NAME as CHECKPOINT
 from quilate.files import digest, make_folder, read_jsonl, write_bytes, write_jsonl
 from quilate.phases.align.rollouts import Prompt, example_of, gather
@@ -87,9 +87,13 @@ class _Part:
 
 @dataclass(frozen=True)
 class PolicyPart(_Part):
-    """Completions for the policy; the tensors are [S]. A step's losses are divided by these tokens."""
+    """Completions for the policy; the tensors are [S]. A step's losses are divided by these tokens.
 
-    old_log_probs: Tensor
+    Attributes:
+        old_log_probs: of the policy that wrote them; None where that is the policy as it is.
+    """
+
+    old_log_probs: Tensor | None
     reference: Tensor
     advantages: Tensor
 
@@ -191,14 +195,15 @@ class OnlineBatches:
         examples = [self._example(experience, row) for row in rows]
         policy: list[OnlinePart] = []
         values: list[OnlinePart] = []
-        for part in split_by_tokens(examples, self.micro_batch_tokens):
-            packed = pack(part)
+        for part in split_shared(examples, self.micro_batch_tokens):
+            packed = pack_shared(part)
             order = [int(id.rpartition("/")[2]) for id in packed.ids]
             flat = {
                 name: gather(getattr(experience, name), experience.mask, order)
                 for name in ("log_probs", "reference", "advantages")
             }
-            policy.append(PolicyPart(packed, flat["log_probs"], flat["reference"], flat["advantages"]))
+            old_log_probs = flat["log_probs"] if len(iteration.steps) > 1 else None
+            policy.append(PolicyPart(packed, old_log_probs, flat["reference"], flat["advantages"]))
             if experience.values.numel():
                 old, returns = (gather(t, experience.mask, order) for t in (experience.values, experience.returns))
                 values.append(ValuePart(packed, old, returns))

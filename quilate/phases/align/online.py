@@ -6,7 +6,7 @@ An iteration writes completions with the policy as it is, scores them, and takes
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +60,7 @@ from quilate.tokenization.chat import ChatTemplate
 
 ADAM_EPS = 1e-5  # Huang et al. 2024; Adam's own 1e-8 makes the first steps of PPO larger
 KL_ALARM = 50.0  # nats a completion: Huang et al. (2024) see over-optimized policies, which win no more, from there on
+GAP_ALARM = 0.1  # nats a token; rounding to bf16 makes about 0.01 (guess)
 ENDED_ALARM = 0.5  # share of completions that end: below it most of what is learned from was cut (guess)
 
 
@@ -178,7 +179,8 @@ class OnlineLoss:
 
     def _policy(self, part: PolicyPart) -> Tensor:
         log_probs = self.roles.policy.log_probs(part.packed, self.config.temperature)
-        old, reference, advantages = (t.to(log_probs) for t in (part.old_log_probs, part.reference, part.advantages))
+        reference, advantages = part.reference.to(log_probs), part.advantages.to(log_probs)
+        old = log_probs.detach() if part.old_log_probs is None else part.old_log_probs.to(log_probs)
         everywhere = torch.ones_like(old, dtype=torch.bool)
         losses, clipped = ppo_policy_loss(
             log_probs, old, advantages, everywhere, clip_low=self.config.clip, clip_high=self.config.clip
@@ -237,14 +239,19 @@ class Online:
         return config
 
     def rollouts(
-        self, prompts: list[Prompt], *seed: str | int, check_stop: Callable[[], None] = lambda: None
+        self,
+        prompts: list[Prompt],
+        *seed: str | int,
+        ask_policy: bool = True,
+        check_stop: Callable[[], None] = lambda: None,
     ) -> Rollouts:
-        """A completion of each prompt by the policy as it is, and what every model says of it."""
+        """A completion of each prompt by the policy as it is, and what every model says of it (see `assess`)."""
         faults.at("rollouts.write")
         written = self.writer.write(self.roles.model, prompts, seed=derive_seed(self.context.seed, *seed))
         return assess(
-            self.roles, written, self.config.temperature, self.config.micro_batch_tokens, check_stop=check_stop
-        )
+            self.roles, written, self.config.temperature, self.config.micro_batch_tokens, ask_policy=ask_policy,
+            check_stop=check_stop,
+        )  # fmt: skip
 
     def scores(self, rollouts: Rollouts) -> Scores:
         """What the completions are worth, the price of a missing end included."""
@@ -389,7 +396,8 @@ def explorer(online: Online, method: Method) -> Callable[[Iteration, list[dict[s
     which is saved."""
 
     def explore(iteration: Iteration, earlier: list[dict[str, Any]]) -> Experience:
-        rollouts = online.rollouts([online.prompts[i] for i in iteration.prompts], "rollouts", iteration.number)
+        prompts = [online.prompts[i] for i in iteration.prompts]
+        rollouts = online.rollouts(prompts, "rollouts", iteration.number, ask_policy=len(iteration.steps) > 1)
         scores = online.scores(rollouts)
         beta = method.next_beta(earlier)
         advantages, returns = method.advantages(rollouts, scores, beta)
@@ -411,7 +419,8 @@ def summary(rollouts: Rollouts, scores: Scores, *, per_prompt: int) -> dict[str,
     """The health of some rollouts: means over completions, JSON-able.
 
     `kl` is summed over each completion's tokens (k1, from the reference); `entropy` is the mean of -log p of the
-    sampled tokens; `without_spread` the share of prompts all of whose completions got one score.
+    sampled tokens; `gap` how far log-probabilities kept from sampling are from those asked for again, if they were;
+    `without_spread` the share of prompts all of whose completions got one score.
     """
     total = scores.total
     groups = total.view(-1, per_prompt)
@@ -425,6 +434,7 @@ def summary(rollouts: Rollouts, scores: Scores, *, per_prompt: int) -> dict[str,
         "entropy": -float(masked_mean(rollouts.log_probs, rollouts.mask)),
         "tokens": float(rollouts.mask.sum(1).float().mean()),
         "ended": float(np.mean(rollouts.completions.ended)),
+        "gap": rollouts.gap,
         "without_spread": float((groups.amax(1) == groups.amin(1)).float().mean()) if per_prompt > 1 else None,
     }
 
@@ -438,10 +448,15 @@ def _explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float 
 
 def _alarm(context: StageContext[Any], log: Mapping[str, Any], earlier: list[dict[str, Any]]) -> None:
     """Say it once when the policy runs off."""
-    before = earlier[-1] if earlier else {"kl": 0.0, "ended": 1.0}
+    before = earlier[-1] if earlier else {"kl": 0.0, "ended": 1.0, "gap": None}
     where = f"iteration {log['iteration'] + 1}"
     if log["kl"] > KL_ALARM >= before["kl"]:
         context.note(f"{where}: KL {log['kl']:.0f} nats a completion: the reward is being gamed; raise `beta`")
+    if (log["gap"] or 0.0) > GAP_ALARM >= (before["gap"] or 0.0):
+        context.note(
+            f"{where}: the policy that learns gives its tokens other probabilities than it wrote them with, by "
+            f"{log['gap']:.2f} nats; use `precision: fp32`"
+        )
     if log["ended"] < ENDED_ALARM <= before["ended"]:
         context.note(
             f"{where}: only {log['ended']:.0%} of the completions end; raise `max_new_tokens`, or `epochs` of sft"
@@ -474,7 +489,7 @@ def learn(online: Online, method: Method) -> StageReport:
         describe_outcome(context, name, before[name], found)
     return StageReport(
         train_tokens=fitted.tokens,
-        flops=_flops(online, fitted.tokens, trainable),
+        flops=_flops(online, iterations, fitted.tokens, trainable),
         trainable_parameters=trainable,
         counts={
             **online.counts,
@@ -498,11 +513,12 @@ def learn(online: Online, method: Method) -> StageReport:
     )
 
 
-def _flops(online: Online, tokens: int, trainable: int) -> float:
+def _flops(online: Online, iterations: Sequence[Iteration], tokens: int, trainable: int) -> float:
     """Training, writing, and asking each model once about what was written: 2N a token read."""
     critic = online.roles.value is not None
     written = tokens / online.config.passes / (2 if critic else 1)
-    readers = 3 + critic + len(online.roles.rewards)  # the writer, the policy and its reference, and who judges
+    # The writer and the reference, the policy again where it learns in several steps, and who judges.
+    readers = 2 + (max(len(i.steps) for i in iterations) > 1) + critic + len(online.roles.rewards)
     return training_flops(tokens, online.parameters, trainable) + 2.0 * online.parameters * readers * written
 
 

@@ -98,7 +98,7 @@ class Role:
     def hidden(self, packed: PackedBatch) -> Tensor:
         """[T, D]"""
         with self.on():
-            return self.encoder(packed.input_ids, packed.position_ids, packed.lengths)
+            return self.encoder(packed.input_ids, packed.position_ids, packed.lengths, packed.places)
 
     def log_probs(self, packed: PackedBatch, temperature: float) -> Tensor:
         """[S] log-probabilities of the completions' tokens at `temperature`, that of sampling: logits are divided by
@@ -141,6 +141,7 @@ class RewardRole:
         packed = packed.to(self.role.encoder.device)
         hidden = self.role.hidden(packed)
         ends = torch.tensor(packed.lengths, device=hidden.device).cumsum(0) - 1
+        ends = ends if packed.places is None else packed.places[ends]
         return F.linear(hidden[ends].float(), self.score.float())[:, 0] + self.bias
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quilate.data.conversations import Conversation
-from quilate.data.packing import Example, PackedBatch, pack, split_by_tokens
+from quilate.data.packing import Example, PackedBatch, pack_shared, split_shared
 from quilate.data.preferences import JudgedPrompt
 from quilate.errors import ModelError
 from quilate.inference.generation import Generator
@@ -102,12 +102,14 @@ class Completions:
         tokens: the end included where there is one.
         ended: whether the model ended it; the others were cut for length.
         texts: for people and for rules, without special tokens.
+        log_probs: of the tokens, as they were sampled; None where nobody kept them.
     """
 
     prompts: list[Prompt]
     tokens: list[list[int]]
     ended: list[bool]
     texts: list[str]
+    log_probs: list[list[float]] | None = None
 
     def examples(self) -> list[Example]:
         """Prompt and completion, the completion supervised; their ids are their places."""
@@ -143,14 +145,14 @@ class Writer:
             head: what gives the next token's logits instead of the model's own head.
         """
         generator = Generator(model, stop=self.stop, head=head)  # it copies weights: every update needs a new one
-        tokens = generator.generate(
+        tokens, log_probs = generator.sample(
             [prompt.tokens for prompt in prompts],
             max_new_tokens=self.max_new_tokens,
             sampling=Sampling(self.temperature),
             seed=seed,
         )
         texts = self.template.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return Completions(list(prompts), tokens, [row[-1] in self.stop for row in tokens], texts)
+        return Completions(list(prompts), tokens, [row[-1] in self.stop for row in tokens], texts, log_probs)
 
 
 def stop_tokens(model: PreTrainedModel, template: ChatTemplate, form: Format) -> frozenset[int]:
@@ -175,7 +177,9 @@ class Rollouts:
     """Completions with what the models say of their tokens; no gradient, 0 outside the mask.
 
     Attributes:
-        log_probs, reference: [B, T] at the temperature of sampling.
+        log_probs, reference: [B, T] at the temperature of sampling; `log_probs` are those kept from sampling, or those
+            of the policy that was asked again.
+        gap: mean over tokens of how far the two were apart, in nats; None where the policy was not asked again.
         values: [B, T] of the state before each token; None without a value model.
         mask: [B, T] True on a completion's tokens, its end included.
         rewards: name of a reward model -> [B].
@@ -187,6 +191,7 @@ class Rollouts:
     values: Tensor | None
     mask: Tensor
     rewards: dict[str, Tensor]
+    gap: float | None = None
 
 
 @torch.no_grad()
@@ -196,32 +201,46 @@ def assess(
     temperature: float,
     micro_batch_tokens: int,
     *,
+    ask_policy: bool = True,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Rollouts:
     """Ask every model about completions, dropout off.
 
-    The policy is asked again, as its update will ask it, not taken from the sampling: the two differ by rounding, and a
-    first ratio that is not 1 would be clipped noise.
+    Args:
+        ask_policy: whether the policy too is asked, as its updates will ask it. What was kept from sampling differs
+            from that by rounding, and several updates' ratios would begin as noise; a single update needs no ratio.
     """
     mask = mask_of(completions.tokens)
-    log_probs, reference = torch.zeros(mask.shape), torch.zeros(mask.shape)
+    kept = None if completions.log_probs is None else _placed(completions.log_probs, mask)
+    asks = ask_policy or kept is None
+    log_probs = torch.zeros(mask.shape) if kept is None or asks else kept
+    reference = torch.zeros(mask.shape)
     values = None if roles.value is None else torch.zeros(mask.shape)
     rewards = {name: torch.zeros(mask.shape[0]) for name in roles.rewards}
     for packed in _packed(completions.examples(), micro_batch_tokens):
         check_stop()
         rows = [int(id) for id in packed.ids]
-        place(log_probs, mask, rows, roles.policy.log_probs(packed, temperature))
+        if asks:
+            place(log_probs, mask, rows, roles.policy.log_probs(packed, temperature))
         place(reference, mask, rows, roles.reference.log_probs(packed, temperature))
         if values is not None and roles.value is not None:
             place(values, mask, rows, roles.value(packed))
         for name, judge in roles.rewards.items():
             rewards[name][rows] = judge(packed).cpu()
-    return Rollouts(completions, log_probs, reference, values, mask, rewards)
+    gap = float((log_probs - kept)[mask].abs().mean()) if asks and kept is not None else None
+    return Rollouts(completions, log_probs, reference, values, mask, rewards, gap)
+
+
+def _placed(rows: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
+    """[B, T] fp32, 0 outside the mask."""
+    placed = torch.zeros(mask.shape)
+    placed[mask] = torch.tensor([value for row in rows for value in row], dtype=torch.float32)
+    return placed
 
 
 def _packed(examples: Sequence[Example], micro_batch_tokens: int) -> Iterator[PackedBatch]:
-    for part in split_by_tokens(examples, micro_batch_tokens):
-        yield pack(part)
+    for part in split_shared(examples, micro_batch_tokens):
+        yield pack_shared(part)
 
 
 def mask_of(completions: Sequence[Sequence[int]]) -> Tensor:

@@ -21,7 +21,7 @@ from quilate.phases.align.experience import Experience, OnlineBatches, PolicyPar
 from quilate.phases.align.grpo import GrpoConfig, grpo
 from quilate.phases.align.online import OnlineLoss, explorer, learn, plan, start
 from quilate.phases.align.ppo import PpoConfig, TextMix, TextPieces, ppo
-from quilate.phases.align.rollouts import Completions, Rollouts, mask_of
+from quilate.phases.align.rollouts import Completions, Rollouts, assess, mask_of
 from quilate.phases.align.scoring import Scores
 from quilate.recipe.kinds import stage_kind
 
@@ -176,6 +176,28 @@ def test_a_completion_ends_at_its_stop_token_or_its_length(folder: Folder) -> No
         assert tokens == expected and ended == (common in before)  # the end itself is a token to learn
     assert stopped.mask.sum(1).tolist() == [len(tokens) for tokens in stopped.completions.tokens]
     assert stopped.completions.ended[0] and len(stopped.completions.tokens[0]) == 1
+
+
+def test_one_step_an_iteration_learns_the_same_without_asking_the_policy_again(folder: Folder) -> None:
+    """The policy that learns is the one that wrote: its ratio is 1, and what sampling kept serves everything else."""
+    keys = {"passes": 1, "batch_size": 20, "max_new_tokens": 5, "advantage": "rloo", "beta": 0.3, "temperature": 0.7}
+    loss, batch, part = parts_of_first_step(folder, "grpo", **keys)
+    assert {p.old_log_probs for p in batch} == {None} and len(batch) > 1
+    rollouts = part.rollouts([part.prompts[i] for i in (0, 0, 3)], "x", ask_policy=False)
+    again = assess(part.roles, rollouts.completions, 0.7, 2000)
+    torch.testing.assert_close(rollouts.log_probs, again.log_probs, rtol=1e-4, atol=1e-4)
+    assert rollouts.gap is None and again.gap is not None and 0 < again.gap < 1e-4
+    (row,) = [r for r in read_jsonl(part.context.folder / "rollouts.jsonl") if r["iteration"] == 0]
+    assert row["gap"] is None and abs(row["kl"]) < 1e-3
+    gradients = []
+    for old in (None, [part.roles.policy.log_probs(p.packed, 0.7).detach() for p in batch]):
+        parts = batch if old is None else [replace(p, old_log_probs=o) for p, o in zip(batch, old, strict=True)]
+        part.roles.trained.zero_grad()
+        for one in parts:
+            loss(one).backward()
+        gradients.append([p.grad.clone() for p in part.roles.trained.parameters() if p.grad is not None])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_the_adaptive_controller_follows_the_last_iteration() -> None:
