@@ -62,6 +62,21 @@ class OneDnnLinear(nn.Module):
         return product
 
 
+class FusedLora(nn.Module):
+    """A linear layer with a low-rank adapter beside it: `base(x) + x A.T B.T scaling`.
+
+    The adapter is not merged into the weight: what it learned in a few steps is less than the weight's own rounding.
+    """
+
+    def __init__(self, base: nn.Module, down: Tensor, up: Tensor, scaling: float) -> None:
+        super().__init__()
+        self.base, self.down, self.up = base, FewRowsLinear(down, None), FewRowsLinear(up.detach() * scaling, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        update: Tensor = self.up(self.down(x))
+        return update.add_(self.base(x))
+
+
 class FusedNorm(nn.Module):
     """Llama's RMSNorm in one operation."""
 
@@ -89,14 +104,34 @@ class FusedGatedMlp(nn.Module):
         return self.down_proj(gate)  # type: ignore[no-any-return]
 
 
-def with_fused_layers(module: nn.Module, rows: int) -> nn.Module:
+class LaidOut:
+    """Linear layers whose weights are frozen, laid out once for all generators of a model that an adapter changes."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[Tensor, nn.Module | None]] = {}
+
+    def linear(self, module: nn.Linear, rows: int) -> nn.Module | None:
+        if module.weight.requires_grad:
+            return _linear(module, rows)
+        weight, layer = self._layers.get(id(module.weight), (None, None))
+        if weight is None:  # it is kept, so that no other tensor gets its id
+            layer = _linear(module, rows)
+            self._layers[id(module.weight)] = module.weight, layer
+        return layer
+
+
+def with_fused_layers(module: nn.Module, rows: int, laid_out: LaidOut | None = None) -> nn.Module:
     """`module` with the layers that have a faster equal replaced; itself where there are none.
 
     Args:
         rows: how many rows it will mostly see.
+        laid_out: of earlier calls for the same model, whose frozen weights have not changed.
     """
-    children = {name: child and with_fused_layers(child, rows) for name, child in module._modules.items()}
-    replacement = _replacement(module, children, rows)
+    laid_out = laid_out or LaidOut()
+    if (adapted := _lora(module, rows, laid_out)) is not None:
+        return adapted
+    children = {name: child and with_fused_layers(child, rows, laid_out) for name, child in module._modules.items()}
+    replacement = _replacement(module, children, rows, laid_out)
     if replacement is not None:
         return replacement
     if all(child is module._modules[name] for name, child in children.items()):
@@ -106,15 +141,15 @@ def with_fused_layers(module: nn.Module, rows: int) -> nn.Module:
     return shallow
 
 
-def _replacement(module: nn.Module, children: dict[str, Any], rows: int) -> nn.Module | None:
+def _replacement(module: nn.Module, children: dict[str, Any], rows: int, laid_out: LaidOut) -> nn.Module | None:
     if type(module) is nn.Linear:
-        return _linear(module, rows) if _on_cpu_in_bf16(module) else None
+        return laid_out.linear(module, rows) if _on_cpu_in_bf16(module) else None
     if operation("few_rows_linear") is None or not _on_cpu_in_bf16(module):
         return None
     if set(vars(module)["_parameters"]) == {"weight"} and hasattr(module, "variance_epsilon"):
         weight, epsilon = module.get_parameter("weight"), float(module.variance_epsilon)  # type: ignore[arg-type]
         return _if_equal(module, FusedNorm(weight, epsilon), weight.shape[-1])
-    if set(children) == {"gate_proj", "up_proj", "down_proj", "act_fn"} and type(module.gate_proj) is nn.Linear:
+    if set(children) == {"gate_proj", "up_proj", "down_proj", "act_fn"} and hasattr(module.gate_proj, "in_features"):
         fused = FusedGatedMlp(*(children[name] for name in ("gate_proj", "up_proj", "down_proj")))
         return _if_equal(module, fused, module.gate_proj.in_features)
     return None
@@ -126,6 +161,25 @@ def _linear(module: nn.Linear, rows: int) -> nn.Module | None:
     if operation("few_rows_linear") is None or module.in_features % 2:
         return None
     return FewRowsLinear(module.weight, module.bias)
+
+
+def _lora(module: Any, rows: int, laid_out: LaidOut) -> nn.Module | None:
+    """peft's layer, if it does nothing but add one plain adapter."""
+    if not hasattr(module, "lora_A") or operation("few_rows_linear") is None or not _on_cpu_in_bf16(module):
+        return None
+    from peft.tuners.lora import Linear
+
+    if type(module) is not Linear or len(module.active_adapters) != 1:
+        return None
+    (name,), base = module.active_adapters, module.get_base_layer()
+    is_plain = type(base) is nn.Linear and name in module.lora_A and name not in module.lora_variant
+    if not is_plain or module.disable_adapters or module.merged or type(module.lora_dropout[name]) is not nn.Identity:
+        return None
+    down, up = module.lora_A[name], module.lora_B[name]
+    layer = laid_out.linear(base, rows)
+    if layer is None or up.bias is not None or down.out_features % 2:
+        return None
+    return _if_equal(module, FusedLora(layer, down.weight, up.weight, float(module.scaling[name])), base.in_features)
 
 
 def _on_cpu_in_bf16(module: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from quilate.errors import DataError
-from quilate.inference.fused_layers import with_fused_layers
+from quilate.inference.fused_layers import LaidOut, with_fused_layers
 from quilate.inference.sampling import Sampling, choose, draw
 from quilate.models.attention import DocumentLayout
 from quilate.models.cached_attention import CACHED_ATTENTION, KeyValueStore, use_cached_attention
@@ -61,6 +61,7 @@ class Generator:
             made before an update goes on with the old ones.
         stop: tokens that end a sequence; by default those of the model's generation config.
         head: gives what to choose from, [B, V], of hidden states [B, D]; by default the model's own head.
+        laid_out: shared by generators of one model of which only an adapter changes between them.
         batch: the most sequences at once. A model that ignores the attention it is given (Falcon, Bloom, MPT) writes
             one after the other, with a cache of transformers'.
     """
@@ -71,6 +72,7 @@ class Generator:
         *,
         stop: Collection[int] | None = None,
         head: nn.Module | None = None,
+        laid_out: LaidOut | None = None,
         batch: int = BATCH,
     ) -> None:
         self._model = model.get_base_model() if hasattr(model, "peft_config") else model
@@ -82,7 +84,9 @@ class Generator:
         attention = self._model.config._attn_implementation
         self._together = use_cached_attention(self._model)
         self._model.set_attn_implementation(attention)
-        self._body, self._head = (with_fused_layers(part, batch) for part in (divided.body, head or divided.head))
+        self._body, self._head = (
+            with_fused_layers(part, batch, laid_out) for part in (divided.body, head or divided.head)
+        )
 
     def generate(
         self,

@@ -97,7 +97,7 @@ class _Repeat(torch.autograd.Function):
 
 
 class _First(torch.autograd.Function):
-    """What was computed for documents' tokens [D, ...], once a token of the row [T, ...]: it is equal in all of them."""
+    """What was computed for documents' tokens [D, ...], once a token of the row [T, ...]: it is equal in all."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, shared: SharedTokens) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ from quilate.inference.fused_layers import (
     FEW_ROWS,
     FewRowsLinear,
     FusedGatedMlp,
+    FusedLora,
     FusedNorm,
+    LaidOut,
     OneDnnLinear,
     with_fused_layers,
 )
 from quilate.kernels.operations import operation, plain_operations
+from quilate.models.tuning.lora import LoraConfig, add_lora
 
 fused = pytest.mark.skipif(operation("few_rows_linear") is None, reason="this machine has no fused operations")
 
@@ -125,3 +129,29 @@ def test_with_amx_onednn_lays_the_weights_out(monkeypatch: pytest.MonkeyPatch) -
     assert isinstance(layer, OneDnnLinear)
     x = torch.randn(3, 32).bfloat16()
     torch.testing.assert_close(layer(x), plain(x), rtol=2**-7, atol=1e-2)
+
+
+@fused
+def test_an_adapter_is_computed_beside_its_layer_and_frozen_weights_are_laid_out_once(tmp_path: Path) -> None:
+    """Also after an update of the adapter, and with it switched off; a weight that is trained is laid out anew."""
+    plain = tiny_llama(dtype=torch.bfloat16)
+    model = add_lora(plain, LoraConfig(rank=4), base=tmp_path).eval()
+    laid_out = LaidOut()
+    tokens = torch.arange(6)[None]
+    seen = []
+    for scale in (0.0, 0.3):
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(scale * torch.randn(parameter.shape))
+        body = plain.base_model
+        replaced = with_fused_layers(body, 4, laid_out)
+        layers = [module for module in replaced.modules() if isinstance(module, FusedLora)]
+        assert len(layers) == 7 * plain.config.num_hidden_layers
+        assert sum(isinstance(module, FusedGatedMlp) for module in replaced.modules()) == plain.config.num_hidden_layers
+        wanted, found = (part(tokens, use_cache=False).last_hidden_state.float() for part in (body, replaced))
+        torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.03 * float(wanted.abs().max()))
+        seen.append(([layer.base for layer in layers], found))
+    assert all(a is b for a, b in zip(seen[0][0], seen[1][0], strict=True))
+    assert not torch.allclose(seen[0][1], seen[1][1])
+    linear = nn.Linear(4, 4, dtype=torch.bfloat16)
+    assert with_fused_layers(linear, 4, laid_out) is not with_fused_layers(linear, 4, laid_out)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from quilate.data.conversations import Conversation
 from quilate.data.packing import Example, PackedBatch, pack_shared, split_shared
 from quilate.data.preferences import JudgedPrompt
 from quilate.errors import ModelError
+from quilate.inference.fused_layers import LaidOut
 from quilate.inference.generation import Generator
 from quilate.inference.sampling import Sampling
 from quilate.phases.align.roles import Roles
@@ -128,12 +129,14 @@ class Writer:
     Attributes:
         stop: tokens that end a completion.
         temperature: above 0; every log-probability is taken at it too.
+        laid_out: what need not be prepared again for every update of an adapter.
     """
 
     template: ChatTemplate
     stop: frozenset[int]
     temperature: float
     max_new_tokens: int
+    laid_out: LaidOut = field(default_factory=LaidOut)
 
     def write(
         self, model: PreTrainedModel, prompts: Sequence[Prompt], *, seed: int, head: nn.Module | None = None
@@ -144,7 +147,8 @@ class Writer:
         Args:
             head: what gives the next token's logits instead of the model's own head.
         """
-        generator = Generator(model, stop=self.stop, head=head)  # it copies weights: every update needs a new one
+        # It copies weights, so every update needs a new one.
+        generator = Generator(model, stop=self.stop, head=head, laid_out=self.laid_out)
         tokens, log_probs = generator.sample(
             [prompt.tokens for prompt in prompts],
             max_new_tokens=self.max_new_tokens,
