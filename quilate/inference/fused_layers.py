@@ -151,7 +151,7 @@ def _replacement(module: nn.Module, children: dict[str, Any], rows: int, laid_ou
         return _if_equal(module, FusedNorm(weight, epsilon), weight.shape[-1])
     if set(children) == {"gate_proj", "up_proj", "down_proj", "act_fn"} and hasattr(module.gate_proj, "in_features"):
         fused = FusedGatedMlp(*(children[name] for name in ("gate_proj", "up_proj", "down_proj")))
-        return _if_equal(module, fused, module.gate_proj.in_features)
+        return _if_equal(module, fused, int(module.gate_proj.in_features))  # type: ignore[arg-type]
     return None
 
 

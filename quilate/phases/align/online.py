@@ -448,7 +448,7 @@ def _explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float 
 
 def _alarm(context: StageContext[Any], log: Mapping[str, Any], earlier: list[dict[str, Any]]) -> None:
     """Say it once when the policy runs off."""
-    before = earlier[-1] if earlier else {"kl": 0.0, "ended": 1.0, "gap": None}
+    before: Mapping[str, Any] = earlier[-1] if earlier else {"kl": 0.0, "ended": 1.0, "gap": None}
     where = f"iteration {log['iteration'] + 1}"
     if log["kl"] > KL_ALARM >= before["kl"]:
         context.note(f"{where}: KL {log['kl']:.0f} nats a completion: the reward is being gamed; raise `beta`")
