@@ -164,8 +164,8 @@ def test_attention_that_leaks_is_found(
     """From three documents on, so that the switch to packed attention, which tries two, does not see it."""
     real = DocumentLayout.of
 
-    def leaking(lengths: Sequence[int], device: torch.device | str = "cpu") -> DocumentLayout:
-        return real(lengths if len(lengths) < 3 else [sum(lengths)], device)
+    def leaking(lengths: Sequence[int], device: torch.device | str = "cpu", places: Any = None) -> DocumentLayout:
+        return real(lengths if len(lengths) < 3 else [sum(lengths)], device, places)
 
     monkeypatch.setattr(DocumentLayout, "of", leaking)
     code, value = certificate(run, "lora-s0", capsys)
