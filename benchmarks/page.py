@@ -43,6 +43,20 @@ SECTIONS = {
         "Peak resident size of a process that trains SmolLM2-135M, imports included. TRL's bf16 weights keep their "
         "optimizer state in bf16 too; quilate's is fp32.",
     ),
+    "reinforcement": (
+        "Learning from rewards",
+        "GRPO on SmolLM2-135M with LoRA of rank 16: completions that are written, judged and learned from, a second. "
+        "Both write 8 completions of at most 48 tokens for each of the prompts of 64 tokens, both learn from all of "
+        "them in one step, with the same loss, KL and adapter. TRL runs as its users get it (bf16 weights, autocast, "
+        "gradient checkpointing), and without checkpointing in bf16 and in fp32. quilate reads a prompt once for all "
+        "its completions, in writing and in learning; TRL reads it once for each.",
+    ),
+    "alignment_memory": (
+        "Memory of learning from rewards",
+        "Peak resident size of a stage that trains SmolLM2-135M with LoRA of rank 16 on 4,096 tokens a step. PPO has "
+        "policy, reference, value and reward model; all stand on one base. The peers are quilate's own stages: LoRA "
+        "SFT on as many tokens, and GRPO.",
+    ),
     "tokenization": (
         "Tokenization",
         "From lines of text to a token shard with digests, against the `tokenizers` library that encodes and writes "

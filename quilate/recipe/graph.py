@@ -221,7 +221,8 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
         stage = {"task": recipe.task.as_json(), "sources": recipe.data.as_json(), "strict": recipe.strict}
         graph.add("task", "task", stage, {}, content=content_of_sources(recipe.data, base_folder))
     _add_further_tasks(graph, base_folder)
-    if any(BASE in models_given_to(node) for node in (recipe.stages | recipe.arms).values()):
+    compared = policies_of(recipe) if recipe.alignment is not None else []
+    if BASE in compared or any(BASE in models_given_to(node) for node in (recipe.stages | recipe.arms).values()):
         assert recipe.base is not None  # the recipe was validated
         graph.add(BASE, "base", {"model": recipe.base}, {}, content=content_of_model(recipe.base, base_folder))
     _add_corpora(graph, base_folder)
@@ -239,7 +240,8 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
     for name in _upstream_first(recipe.stages):
         for seed in seeds_of(recipe, recipe.stages[name]):
             _add_stage(graph, name, recipe.stages[name], seed, base_folder)
-    if any(isinstance(stage, RewardConfig) or is_aligned(stage) for stage in recipe.stages.values()):
+    align = any(isinstance(stage, RewardConfig) or is_aligned(stage) for stage in recipe.stages.values())
+    if align or recipe.alignment is not None:
         _add_alignment(graph, base_folder, added)
     for name in _upstream_first(recipe.arms):
         arm = recipe.arms[name]

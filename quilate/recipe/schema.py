@@ -261,8 +261,10 @@ class Recipe(Config):
         missing = [key for key in ("data", "task", "arms") if key not in given]
         if given and missing:
             raise ValueError(f"`{missing[0]}` is missing: {', '.join(f'`{key}`' for key in given)} need it")
-        if not given and not self.stages and not self.curated:
-            raise ValueError("there is nothing to do: give `data`, `task` and `arms`, or `stages`, or `curated`")
+        if not given and not self.stages and not self.curated and self.alignment is None:
+            raise ValueError(
+                "there is nothing to do: give `data`, `task` and `arms`, or `stages`, or `curated`, or `alignment`"
+            )
         return self
 
     @model_validator(mode="after")
@@ -388,6 +390,8 @@ class Recipe(Config):
         for name in self.alignment.policies:
             if name not in (BASE, *writers):
                 raise ValueError(f"`alignment` compares '{name}', which writes nothing; known: {', '.join(writers)}")
+        if BASE in self.alignment.policies and self.base is None:
+            raise ValueError(f"`alignment` compares '{BASE}': give the recipe a `base`")
         if not self.alignment.policies and not any(map(is_aligned, self.stages.values())):
             raise ValueError("`alignment` compares aligned models, and no stage aligns one")
         self._require_rewards("`alignment` is judged", list(self.alignment.judging_stages().values()))

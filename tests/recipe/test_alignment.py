@@ -11,9 +11,10 @@ from quilate.config import validate
 from quilate.errors import ConfigError
 from quilate.evaluation.alignment import task_tax
 from quilate.evaluation.schema import Alignment, ArmEvidence, Comparison
-from quilate.files import write_jsonl
+from quilate.files import write_json, write_jsonl
 from quilate.recipe.alignment import family_of, policies_of, start_of, twins, unnamed_starts, with_unaligned_arms
 from quilate.recipe.alignment_stage import AlignmentStageConfig, assemble_alignment
+from quilate.recipe.graph import build_graph
 from quilate.recipe.schema import Recipe
 from quilate.report.alignment import render_alignment, write_alignment_markdown
 
@@ -61,6 +62,20 @@ def test_learning_from_a_data_set_of_rewards_is_alignment_too(kind: str) -> None
     assert with_unaligned_arms(whole)[1] == ["tuned-unaligned"]
     later = recipe(copia=offline, ppo={"kind": "ppo", "on": "copia", "preferences": ["trato"], "rewards": RULES})
     assert start_of(later, "ppo") == "chat"
+
+
+def test_a_base_can_be_asked_alone(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "c.jsonl", [{"prompt": "¿Qué?", "completion": "Eso."}])
+    value = {
+        "recipe": "r", "base": str(tmp_path), "conversations": {"c": {"path": "c.jsonl", "held_out": 1.0}},
+        "alignment": {"policies": ["base"], "conversations": ["c"], "judges": {"bien": {"kind": "answer"}}},
+    }  # fmt: skip
+    write_json(tmp_path / "config.json", {})
+    graph = build_graph(validate(Recipe, value, source="t"), tmp_path)
+    assert list(graph.nodes) == ["base", "conversations-c", "base-assay", "alignment"]
+    del value["base"]
+    with pytest.raises(ConfigError, match="give the recipe a `base`"):
+        validate(Recipe, value, source="t")
 
 
 def test_stages_that_differ_in_beta_alone_are_one_family() -> None:
