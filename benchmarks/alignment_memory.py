@@ -33,14 +33,15 @@ from benchmarks.harness import (
     summarize,
 )
 from benchmarks.workloads import REAL_MODEL, benchmark_model, texts
-from quilate.files import write_json, write_jsonl, write_text
+from quilate.files import make_folder, write_json, write_jsonl, write_text
 from quilate.models.load import load_tokenizer
 from quilate.recipe.evidence_stage import run_plan
 from quilate.recipe.manifest import finished_manifest
 
 PEAK_MEMORY = Quantity("peak memory of a stage", "MB", "lower")
 CASE = "32 x (64 + 64) tokens a step"
-STEP, STEPS = 32, 3
+STEP = 32
+PROMPTS = 36  # of which 34 are trained on: one step and a little
 MOST = 1.5  # times LoRA SFT, for PPO with its four models
 
 SFT, GRPO, PPO = "LoRA SFT", "GRPO", "PPO"
@@ -49,13 +50,13 @@ SIDES = {"sft": Side(SFT, ""), "grpo": Side(GRPO, ""), "ppo": Side(PPO, "", ours
 
 def recipe(model: Path, tokens: int) -> dict[str, Any]:
     """The stages, as a user writes them; `tokens` are those of a prompt and of a completion."""
-    step = {"length": max(64, 4 * tokens), "batch_size": STEP, "epochs": 1, "lora": {"rank": 16, "alpha": 32}}
+    step = {"length": max(64, 4 * tokens), "batch_size": STEP, "epochs": 2, "lora": {"rank": 16, "alpha": 32}}
     online = {
-        "preferences": ["judged"], "batch_size": STEP, "epochs": 1, "max_new_tokens": tokens, "missing_end": None,
+        "preferences": ["judged"], "batch_size": STEP, "epochs": 0.95, "max_new_tokens": tokens, "missing_end": None,
         "lora": step["lora"],
     }  # fmt: skip
     by_model, by_rules = {"judge": {"kind": "stage", "on": "judge"}}, {"rules": {"kind": "rules", "path": "rules.yaml"}}
-    groups = {"prompts_per_iteration": STEP // 8, "completions_per_prompt": 8, "epochs": 1 / 8}
+    groups = {"prompts_per_iteration": STEP // 8, "completions_per_prompt": 8, "epochs": 0.24}
     return {
         "recipe": "memory",
         "base": str(model),
@@ -63,7 +64,7 @@ def recipe(model: Path, tokens: int) -> dict[str, Any]:
         "preferences": {"judged": {"path": "judged.jsonl", "held_out": 0.05, "max_held_out": 4}},
         "stages": {
             "sft": {"kind": "sft", "conversations": ["talk"]} | step,
-            "judge": {"kind": "reward", "preferences": ["judged"], "batch_size": 4} | {"length": step["length"]},
+            "judge": {"kind": "reward", "preferences": ["judged"], "batch_size": 8} | {"length": step["length"]},
             "grpo": {"kind": "grpo", "rewards": by_rules} | online | groups,
             "ppo": {"kind": "ppo", "rewards": by_model, "prompts_per_iteration": STEP, "passes": 2} | online,
         },
@@ -77,7 +78,7 @@ def prepare(model: Path, folder: Path, tokens: int) -> None:
     long = (text for text in texts(9, words=2 * tokens) if len(text.split()) > tokens)
     pieces = [
         str(tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids[:tokens]))
-        for text in islice(long, 3 * round(STEP * STEPS / 0.9))
+        for text in islice(long, 3 * PROMPTS)
     ]
     rows = list(zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True))
     write_jsonl(folder / "talk.jsonl", [{"prompt": p, "completion": a} for p, a, _ in rows])
@@ -127,9 +128,10 @@ def check(measured: list[Measurement]) -> list[str]:
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--model", default=REAL_MODEL)
+    flags.add_argument("--folder", type=Path, help="keep the run here; one that was interrupted goes on")
     arguments = flags.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = make_folder(arguments.folder or Path(name)).resolve()
         model = benchmark_model(arguments.model, folder, quick=arguments.quick)
         prepare(model, folder, 8 if arguments.quick else 64)
         measured = run(folder)
