@@ -157,13 +157,13 @@ def check_length(measured: Sequence[Measurement]) -> str:
     return f"tokens a completion: {min(lengths.values())} to {max(lengths.values())}"
 
 
-def sides_on(model: Path) -> list[Side]:
+def sides_on(model: Path, peers: Sequence[str]) -> list[Side]:
     """Ours, and TRL in three configurations as its users run it; the one without needless work also in the environment
     of our stages."""
     sides = [Side("quilate", "benchmarks.reinforcement:quilate", {"model": str(model)}, stage=True, ours=True)]
-    for name, configuration in CONFIGURATIONS.items():
+    for name in peers:
         for stage in (False, True) if name == PRELOADED else (False,):
-            settings = {"model": str(model)} | configuration
+            settings = {"model": str(model)} | CONFIGURATIONS[name]
             sides.append(Side(f"TRL, {name}{', mimalloc' if stage else ''}", PEER, settings, stage=stage))
     return sides
 
@@ -172,6 +172,13 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--model", default=REAL_MODEL)
     flags.add_argument("--steps", type=int, default=3, help="steps, the first of which is not timed (3)")
+    flags.add_argument(
+        "--peers",
+        nargs="+",
+        choices=list(CONFIGURATIONS),
+        default=list(CONFIGURATIONS),
+        help="TRL's configurations (all)",
+    )
     flags.add_argument("--groups", nargs="+", type=int, default=[2], help="prompts a step, of 8 completions each (2)")
     arguments = flags.parse_args()
     quick = arguments.quick
@@ -179,7 +186,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = benchmark_model(arguments.model, Path(folder), quick=quick)
         cases = [_case(model, groups, steps, new, 8 if quick else 64) for groups in arguments.groups]
-        running, peaks, measured = sides_on(model), [], []
+        running, peaks, measured = sides_on(model, arguments.peers), [], []
         for number in range(rounds):
             peaks.append(measured_peak(quick=quick))
             measured += run_round(number, running, cases)
