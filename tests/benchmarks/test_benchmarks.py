@@ -14,8 +14,21 @@ from typing import Any
 
 import pytest
 
-from benchmarks import attention, contest, generation, harness, page, show, tokenization, trainers, workloads
+from benchmarks import (
+    alignment_memory,
+    attention,
+    contest,
+    generation,
+    harness,
+    page,
+    show,
+    tokenization,
+    trainers,
+    workloads,
+)
 from benchmarks.harness import Disagreement, Measurement, Quantity, Side
+from quilate.config import validate
+from quilate.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[2]
 SPEED = Quantity("velocidad", "tokens/s", "higher")
@@ -159,7 +172,7 @@ def test_a_limit_that_does_not_limit_is_noticed(tmp_path: Path, monkeypatch: pyt
         tokenization.check_bounded(tmp_path, tmp_path, 0.01, 0.001)
 
 
-NEEDS = {"training": "trl", "lora": "trl", "memory": "trl"}
+NEEDS = {"training": "trl", "lora": "trl", "memory": "trl", "reinforcement": "trl"}
 
 
 def call_here(side: Side, settings: dict[str, Any], **_: Any) -> Any:
@@ -168,7 +181,11 @@ def call_here(side: Side, settings: dict[str, Any], **_: Any) -> Any:
     return json.loads(json.dumps(getattr(importlib.import_module(module), name)(settings)))
 
 
-@pytest.mark.parametrize("name", [name for name in page.SECTIONS if name not in ("tokenization", "in_context")])
+# A run of seven stages, each in a process of its own, and minutes of a library that loads.
+NOT_TRIED = ("tokenization", "in_context", "alignment_memory")
+
+
+@pytest.mark.parametrize("name", [name for name in page.SECTIONS if name not in NOT_TRIED])
 def test_a_script_from_start_to_end(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -187,6 +204,17 @@ def test_a_script_from_start_to_end(
     assert len({row["side"] for row in answer["rows"]}) >= 3
     show.write_result(answer, tmp_path)
     assert f"{name}.svg" in page.render(tmp_path)
+
+
+def test_the_memory_of_alignment_is_that_of_stages_of_a_recipe(tmp_path: Path) -> None:
+    recipe = validate(Recipe, alignment_memory.recipe(tmp_path, 64), source="t")
+    assert set(alignment_memory.SIDES) < set(recipe.stages)
+    sides = alignment_memory.SIDES
+    facts = {"steps": 2, "on one base": ["judge"]}
+    sft, ppo = (Measurement(sides[name], "año", 0, [mb], facts) for name, mb in (("sft", 1000.0), ("ppo", 1400.0)))
+    assert "1.40 times the memory of LoRA SFT, within the 1.5" in alignment_memory.check([sft, ppo])[0]
+    with pytest.raises(Disagreement, match="not on one base"):
+        alignment_memory.check([sft, measurement(sides["ppo"], 0, 1.0, **{"steps": 2, "on one base": []})])
 
 
 def test_regret_is_zero_for_greedy_tokens_and_not_for_others(training_case: dict[str, Any]) -> None:
