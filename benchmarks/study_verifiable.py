@@ -147,7 +147,7 @@ def main() -> None:
     for run in map(Path, sys.argv[1:]):
         new = cells_of_run(run)
         renewed = {cell["recipe"] for cell in new}
-        cells = [cell for cell in cells if cell["recipe"] not in renewed] + new
+        cells = [*(cell for cell in cells if cell["recipe"] not in renewed), *new]
     if sys.argv[1:]:
         write_json(CELLS, cells)
     write_text(PAGE, page_of(cells))

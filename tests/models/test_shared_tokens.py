@@ -56,7 +56,7 @@ def test_log_probabilities_and_gradients_are_those_of_documents_side_by_side(
     for batch in (pack_shared(completed()), pack(completed())):
         model = made().eval()
         log_probs = token_log_probs(model, batch)
-        (log_probs * weights).sum().backward()
+        (log_probs * weights).sum().backward()  # type: ignore[no-untyped-call]
         found.append((log_probs.detach(), {name: p.grad for name, p in model.named_parameters()}))
     (ours, gradients), (expected, theirs) = found
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
@@ -69,12 +69,12 @@ def test_in_bf16_it_is_as_near_to_fp32_as_side_by_side() -> None:
     """The fused attention is the same; only sums over a prompt's continuations are new, and these are in fp32."""
     exact = tiny_llama().eval()
     reference = token_log_probs(exact, pack(completed()))
-    reference.sum().backward()
+    reference.sum().backward()  # type: ignore[no-untyped-call]
     worst = []
     for batch in (pack_shared(completed()), pack(completed())):
         model = tiny_llama(dtype=torch.bfloat16).eval()
         log_probs = token_log_probs(model, batch)
-        log_probs.sum().backward()
+        log_probs.sum().backward()  # type: ignore[no-untyped-call]
         errors = [
             float((p.grad.float() - q.grad).norm() / q.grad.norm())
             for p, q in zip(model.parameters(), exact.parameters(), strict=True)

@@ -194,7 +194,7 @@ def test_one_step_an_iteration_learns_the_same_without_asking_the_policy_again(f
         parts = batch if old is None else [replace(p, old_log_probs=o) for p, o in zip(batch, old, strict=True)]
         part.roles.trained.zero_grad()
         for one in parts:
-            loss(one).backward()
+            loss(one).backward()  # type: ignore[no-untyped-call]
         gradients.append([p.grad.clone() for p in part.roles.trained.parameters() if p.grad is not None])
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
