@@ -139,6 +139,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def temporary_of(path: Path) -> Path:
+    """Where `atomic_folder` fills a folder. A fixed name: debris of a killed run is found and cleaned by the next."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 @contextmanager
 def atomic_folder(path: Path, *, fault: str = "folder") -> Iterator[Path]:
     """Fill a temporary sibling folder; on success fsync every file and rename it to `path`, else remove it.
@@ -146,8 +151,7 @@ def atomic_folder(path: Path, *, fault: str = "folder") -> Iterator[Path]:
     An existing `path` is replaced only at the rename. Fault points: `{fault}.fsync` and `{fault}.rename`.
     """
     make_folder(path.parent)
-    # A fixed name: debris of a killed run is found and cleaned by the next.
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_of(path)
     try:
         with explained_os_errors(path, f"write {path.name}"):
             shutil.rmtree(temporary, ignore_errors=True)

@@ -86,7 +86,7 @@ class MicroBatching(Generic[M]):
     """A step's micro-batches, halved for the rest of the run when memory does not suffice for them.
 
     The global batch and its samples stay the same, and so does the gradient, but for the order of its sums. With
-    dropout the masks are others.
+    dropout the masks are others. Of several processes none can do so alone: there it is an error.
 
     Args:
         discard: called when an attempt failed, to forget what was measured in it.
@@ -104,8 +104,9 @@ class MicroBatching(Generic[M]):
         warn: Callable[[str], None],
         *,
         discard: Callable[[], object] = lambda: None,
+        alone: bool = True,
     ) -> None:
-        self.batches, self.optimizer, self.streams, self.warn = batches, optimizer, streams, warn
+        self.batches, self.optimizer, self.streams, self.warn, self.alone = batches, optimizer, streams, warn, alone
         self.discard = discard
         self.limit: int | None = None
         self.halvings = 0
@@ -131,7 +132,7 @@ class MicroBatching(Generic[M]):
             try:
                 return compute(micro_batches), micro_batches
             except Exception as error:
-                if not is_out_of_memory(error) or self.optimizer.updates != updates:
+                if not is_out_of_memory(error) or self.optimizer.updates != updates or not self.alone:
                     raise
                 shortage = str(error).strip().partition("\n")[0]
             # Not in the handler, where the error's traceback still holds the activations.

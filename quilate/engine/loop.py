@@ -12,17 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from quilate import faults
 from quilate.engine.checkpoint import Checkpoint, Checkpointer
+from quilate.engine.distributed import ALONE, World, this_world
 from quilate.engine.guards import Guards, LossWatch, MicroBatching
 from quilate.engine.interrupts import StopRequest
 from quilate.engine.runlog import ProgressListener, RunLog
-from quilate.errors import CheckpointError, GateError, Interrupted, QuilateError
+from quilate.errors import CheckpointError, ConfigError, GateError, Interrupted, QuilateError
 from quilate.files import write_jsonl
 from quilate.kernels.operations import why_missing
 from quilate.optim.master import MasterOptimizer
@@ -76,13 +77,16 @@ class Batches(Protocol[B_co]):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of one optimizer step: mean loss over its weight, gradient norm before clipping, and what was used."""
+    """Of one optimizer step: mean loss over its weight, gradient norm before clipping, and what was used.
+
+    `finite_here` is of this process's own part of the loss; all else is alike in all processes."""
 
     loss: float
     gradient_norm: float
     tokens: int
     supervised_tokens: int
     applied: bool
+    finite_here: bool
 
 
 @dataclass(frozen=True)
@@ -130,8 +134,9 @@ def optimizer_step(
     learning_rate: float,
     clip_norm: float,
     loss_limit: float = math.inf,
+    world: World = ALONE,
 ) -> StepResult:
-    """One update from one batch, given as micro-batches.
+    """One update from one batch, given as micro-batches, of which each process of `world` does its share.
 
     The loss is normalized by the weight of the *whole* step, so any division into micro-batches gives the
     same gradient. A loss or gradient that is not finite, or a loss above `loss_limit`, changes nothing: no parameter,
@@ -139,22 +144,25 @@ def optimizer_step(
     """
     weight = sum(batch.weight for batch in micro_batches)
     loss = 0.0
-    for batch in micro_batches:
+    for batch, factor in world.share(micro_batches):
         faults.at("fit.forward")
-        loss_sum = faults.through("fit.loss", loss_function(batch))
+        loss_sum = faults.through("fit.loss", loss_function(batch)) * factor
         loss += float(loss_sum.detach()) / weight
         faults.at("fit.backward")
-        (loss_sum / weight).backward()  # type: ignore[no-untyped-call]
+        (loss_sum * world.loss_scale / weight).backward()
         if len(micro_batches) > 1:
             optimizer.accumulate()
-    norm = optimizer.gradient_norm()
+    finite_here = math.isfinite(loss)
+    loss = world.sum(loss)
+    world.add_up(optimizer.gradients())
+    norm = world.norm(optimizer.gradient_norm())
     applied = math.isfinite(loss) and math.isfinite(norm) and loss <= loss_limit
     if applied:
         optimizer.step(learning_rate, gradient_scale=min(1.0, clip_norm / max(norm, 1e-12)))
     else:
         optimizer.clear_gradients()
     tokens, supervised = sum(b.tokens for b in micro_batches), sum(b.supervised_tokens for b in micro_batches)
-    return StepResult(loss, norm, tokens, supervised, applied)
+    return StepResult(loss, norm, tokens, supervised, applied, finite_here)
 
 
 def curvature_step(micro_batches: Sequence[B], loss_function: LossFunction[B], optimizer: Sophia) -> bool:
@@ -197,6 +205,8 @@ def fit(
     Saves every `checkpoint_seconds` (and every `checkpoint_steps` if given), and when a stop is requested. Saving never
     changes the trajectory: an interrupted run ends with the same bits as an undisturbed one.
 
+    Several processes (`quilate.engine.distributed`) take the same steps and save together.
+
     Args:
         curvature_loss: the loss that a `Sophia` optimizer probes for curvature; no other has a use for it.
         followers: tensors that follow the trained ones; saved and restored with the rest.
@@ -214,11 +224,14 @@ def fit(
     slower = why_missing() if _computes_in_bf16_on_the_cpu(model) else None
     if slower is not None:
         warn(f"training without quilate's fused operations, which is slower: {slower}")
-    checkpointer = Checkpointer(folder / "checkpoints", warn=warn)
-    rewind_points = Checkpointer(folder / "checkpoints" / "rewind", warn=warn)
-    run = _Run(batches, optimizer, streams, warn, folder, followers, discard=measured)
+    world = this_world()
+    if world.size > 1 and isinstance(optimizer, Sophia):
+        raise ConfigError("Sophia estimates curvature in one process", hint="use `optimizer: adamw`, or one process")
+    checkpointer = Checkpointer(folder / "checkpoints", warn=warn, world=world)
+    rewind_points = Checkpointer(folder / "checkpoints" / "rewind", warn=warn, world=world)
+    run = _Run(batches, optimizer, streams, warn, folder, world, followers, discard=measured)
     run.resume(checkpointer)
-    log = RunLog(folder, resumed_step=run.step, listener=listener)
+    log = RunLog(folder, resumed_step=run.step, listener=listener, writes=world.leads)
     last_saved = time.monotonic()
     model.train()
     while run.step < len(batches):
@@ -234,7 +247,7 @@ def fit(
             run.count_estimate(micro_batches, finite)
         update = partial(
             optimizer_step, loss_function=loss_function, optimizer=optimizer, learning_rate=rate, clip_norm=clip_norm,
-            loss_limit=math.inf if guards.loss_spike == "warn" else limit,
+            loss_limit=math.inf if guards.loss_spike == "warn" else limit, world=world,
         )  # fmt: skip
         result, micro_batches = run.memory.run(run.step, micro_batches, update)
         faults.at("fit.step")
@@ -259,12 +272,14 @@ def fit(
         run.end_if_refused_again_and_again()
         due = time.monotonic() - last_saved > checkpoint_seconds
         due = due or (checkpoint_steps is not None and run.step % checkpoint_steps == 0)
-        if (due or stop) and run.step < len(batches):
+        stopping, due = world.any(bool(stop), world.leads and due)
+        if (due or stopping) and run.step < len(batches):
             checkpointer.save(run.snapshot())
             last_saved = time.monotonic()
-        if stop and run.step < len(batches):
+        if stopping and run.step < len(batches):
+            by = stop.signal or "a request to another process"
             raise Interrupted(
-                f"stopped by {stop.signal} after step {run.step}, saved", hint="run the same command again to continue"
+                f"stopped by {by} after step {run.step}, saved", hint="run the same command again to continue"
             )
     return FitResult(run.step, **run.counts)
 
@@ -283,20 +298,22 @@ class _Run(Generic[B]):
         streams: Streams,
         warn: Callable[[str], None],
         folder: Path,
+        world: World,
         followers: Followers | None,
         *,
         discard: Callable[[], object],
     ) -> None:
         self.batches, self.optimizer, self.streams, self.warn, self.folder = batches, optimizer, streams, warn, folder
-        self.following = {} if followers is None else dict(followers.tensors)
+        self.world, self.following = world, {} if followers is None else dict(followers.tensors)
         self.step = 0
         self.counts = dict.fromkeys(COUNTS, 0)
         self.refused_in_a_row = 0
         self.watch = LossWatch()
-        self.memory = MicroBatching(batches, optimizer, streams, warn, discard=discard)
+        self.memory = MicroBatching(batches, optimizer, streams, warn, discard=discard, alone=world.size == 1)
+        world.seed_dropout(streams.seed, self.step)
 
     def snapshot(self) -> Checkpoint:
-        tensors = {"optimizer": self.optimizer.state(), "streams": self.streams.state()}
+        tensors = {"optimizer": self.optimizer.state(), self.world.own("streams"): self.streams.state()}
         if self.following:
             tensors["followers"] = self.following
         state = {
@@ -307,7 +324,7 @@ class _Run(Generic[B]):
             "losses": self.watch.losses,
             "micro_batch_tokens": self.memory.limit,
         }
-        return Checkpoint(self.step, tensors, state)
+        return Checkpoint(self.step, tensors, state, self.optimizer.rows())
 
     def resume(self, checkpointer: Checkpointer) -> None:
         """Go on from the last whole checkpoint, if there is one.
@@ -315,7 +332,7 @@ class _Run(Generic[B]):
         Raises:
             CheckpointError: none is whole, or it is of other data or another model.
         """
-        checkpoint = checkpointer.latest()
+        checkpoint = checkpointer.latest(self.optimizer.rows())
         if checkpoint is None:
             return
         state = checkpoint.state
@@ -341,7 +358,7 @@ class _Run(Generic[B]):
         Raises:
             CheckpointError: the point is gone or damaged.
         """
-        point = points.latest()
+        point = points.latest(self.optimizer.rows())
         if point is None or point.step > self.step:
             raise CheckpointError(
                 f"there is no rewind point before step {self.step}",
@@ -355,6 +372,8 @@ class _Run(Generic[B]):
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.optimizer.restore(checkpoint.tensors["optimizer"])
         self.streams.restore(checkpoint.tensors["streams"])
+        self.world.seed_dropout(self.streams.seed, checkpoint.step)
+        self.streams.restore(checkpoint.tensors.get(self.world.own("streams"), {}))
         for name, tensor in self.following.items():
             tensor.data.copy_(checkpoint.tensors["followers"][name])
         self.watch.restore(checkpoint.state["losses"])
@@ -376,7 +395,7 @@ class _Run(Generic[B]):
         elif not result.applied:
             self.counts["refused_updates"] += 1
             self.warn(f"step {self.step}: loss {result.loss}, gradient norm {result.gradient_norm}: update refused")
-            self.name_samples("refused", micro_batches, self.step)
+            self.name_samples("refused", micro_batches, self.step, not result.finite_here)
 
     def count_estimate(self, micro_batches: Sequence[B], finite: bool) -> None:
         self.counts["curvature_tokens"] += sum(b.tokens for b in micro_batches)
@@ -384,10 +403,17 @@ class _Run(Generic[B]):
             self.counts["refused_estimates"] += 1
             self.warn(f"step {self.step + 1}: the estimate of curvature is not finite: refused")
 
-    def name_samples(self, incident: str, micro_batches: Sequence[B], step: int) -> None:
-        """Leave the ids of a step's samples, a micro-batch a line."""
-        rows = [{"step": step, "ids": list(batch.ids)} for batch in micro_batches]
-        write_jsonl(self.folder / f"{incident}-step-{step:08d}.jsonl", rows)
+    def name_samples(self, incident: str, micro_batches: Sequence[B], step: int, here: bool = False) -> None:
+        """Leave the ids of a step's samples, a micro-batch a line; of several processes with each one's rank, and
+        whether it was there (`here` in this one) that the loss was not finite."""
+        world = self.world
+        broken = world.any(*(here and rank == world.rank for rank in range(world.size)))
+        rows: list[dict[str, Any]] = [{"step": step, "ids": list(batch.ids)} for batch in micro_batches]
+        if world.size > 1:
+            for place, row in enumerate(rows):
+                row |= {"rank": place % world.size, "finite": not broken[place % world.size]}
+        if world.leads:
+            write_jsonl(self.folder / f"{incident}-step-{step:08d}.jsonl", rows)
 
     def end_if_refused_again_and_again(self) -> None:
         if self.refused_in_a_row >= MAX_REFUSED_IN_A_ROW:

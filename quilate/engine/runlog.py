@@ -39,18 +39,22 @@ class RunLog:
     Args:
         folder: the run directory.
         resumed_step: rows after this step are dropped from the files: the run repeats them.
+        writes: False in all but one of the processes that train together.
     """
 
-    def __init__(self, folder: Path, *, resumed_step: int, listener: ProgressListener) -> None:
+    def __init__(self, folder: Path, *, resumed_step: int, listener: ProgressListener, writes: bool = True) -> None:
         self._paths = {name: folder / f"{name}.jsonl" for name in ("metrics", "timing")}
         self._listener = listener
         self._started, self._first_step, self._tokens = time.monotonic(), resumed_step, 0
-        for path in self._paths.values():
+        self._writes = writes
+        for path in self._paths.values() if writes else ():
             kept = [row for row in read_metrics(path) if row["step"] <= resumed_step]
             write_text(path, "".join(json.dumps(row) + "\n" for row in kept))  # killed here, the old rows must survive
 
     def step(self, step: int, total: int, *, tokens: int, loss: float, **metrics: Any) -> None:
         """Record one optimizer step (`step` counts from 1)."""
+        if not self._writes:
+            return
         elapsed = time.monotonic() - self._started
         self._tokens += tokens
         self._append(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,11 +95,16 @@ def _transform_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     """What a masked model does to hidden states before its output embeddings."""
     roberta, bert = getattr(model, "lm_head", None), getattr(model, "cls", None)
     if roberta is not None and hasattr(roberta, "layer_norm"):
-        return lambda hidden: roberta.layer_norm(functional.gelu(roberta.dense(hidden)))
+        return partial(_roberta_transform, roberta)
     if bert is not None and hasattr(bert, "predictions"):
         transform: nn.Module = bert.predictions.transform
         return transform
     return nn.Identity()
+
+
+def _roberta_transform(lm_head: Any, hidden: Tensor) -> Tensor:
+    transformed: Tensor = lm_head.layer_norm(functional.gelu(lm_head.dense(hidden)))
+    return transformed
 
 
 @torch.no_grad()

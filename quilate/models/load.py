@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from quilate.errors import ModelError
+from quilate.errors import ConfigError, ModelError
 from quilate.files import read_json, write_json
 from quilate.models.heads import CLASSIFIER_NAMES, classifier_name, classifier_of
 from quilate.models.precision import compute_device
@@ -300,6 +300,22 @@ def _refuse_resized(model: PreTrainedModel) -> None:
 
 def trainable_parameters(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def recompute_activations(model: torch.nn.Module) -> None:
+    """Make the layers of the language model in `model` keep their inputs alone while they train (Chen et al. 2016).
+
+    Raises:
+        ConfigError: the model stays in evaluation mode, in which transformers would keep all and say nothing.
+    """
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    model.train()
+    if not inner.training:
+        raise ConfigError(
+            "`gradient_checkpointing` needs a model in training mode, and alignment trains without dropout",
+            hint="leave it out of this stage, and lower `micro_batch_tokens` instead",
+        )
+    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def context_length(model: PreTrainedModel) -> int:

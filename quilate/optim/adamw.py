@@ -34,7 +34,7 @@ class AdamW(MasterOptimizer):
         self.first_moment, self.second_moment = self.remember("first_moment"), self.remember("second_moment")
 
     def update_parameter(self, name: str, gradient: Tensor, update: Update) -> None:
-        arrays = self.parameters[name].data, self.master[name], self.first_moment[name], self.second_moment[name]
+        arrays = self.copies[name], self.master[name], self.first_moment[name], self.second_moment[name]
         update_adamw(*arrays, gradient, update, betas=self.betas, eps=self.eps, updates=self.updates)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from quilate.errors import ConfigError
 from quilate.optim.rounding import draw_key, stochastic_round_
 
 
@@ -31,6 +34,9 @@ class Update:
 class MasterOptimizer(ABC):
     """An optimizer over fp32 master weights, with a stochastically rounded bf16 copy for compute.
 
+    Of a parameter that is sharded over processes (a `DTensor` of FSDP2, fp32), all this is of the rows that this
+    process has; a method that needs a matrix as a whole says so by `needs_whole_matrices`.
+
     The learning rate and the clipping factor are arguments of `step`: there is no hidden schedule. Weight decay is
     decoupled (Loshchilov & Hutter 2019) and applies to matrices and embeddings only, not to norms and biases (Brown et
     al. 2020, appendix B use it so). A method brings `update_parameter` and what it remembers, from `remember`.
@@ -40,7 +46,12 @@ class MasterOptimizer(ABC):
             master; fp32 parameters are their own master.
         rounding: the random stream of the stochastic rounding; must be given when any parameter is bf16.
         rates: what the learning rate is multiplied by for a parameter, by its name; 1 for those it does not name.
+
+    Attributes:
+        copies: of each parameter what the model computes with: bf16, or the master itself.
     """
+
+    needs_whole_matrices: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -53,13 +64,17 @@ class MasterOptimizer(ABC):
         self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
         self.weight_decay, self.rounding, self.rates = weight_decay, rounding, dict(rates or {})
         self.updates = 0
-        self.master = {
-            name: p.detach() if p.dtype == torch.float32 else p.detach().float() for name, p in self.parameters.items()
-        }
+        self.copies = {name: own_rows(p.detach()) for name, p in self.parameters.items()}
+        self.master = {name: c if c.dtype == torch.float32 else c.float() for name, c in self.copies.items()}
         self._memory: dict[str, dict[str, Tensor]] = {}
         self._accumulated: dict[str, Tensor] = {}
         if rounding is None and any(p.dtype != torch.float32 for p in self.parameters.values()):
             raise ValueError("bf16 parameters need a rounding stream: rounded to nearest they do not follow fp32")
+        if self.needs_whole_matrices and self.rows():
+            raise ConfigError(
+                f"{type(self).__name__} needs whole matrices, and the model is sharded over processes",
+                hint="use `optimizer: adamw`, or --sharding ddp",
+            )
 
     def remember(self, what: str, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """An fp32 tensor of zeros beside each parameter (or the named ones), saved and restored as `what.NAME`."""
@@ -72,17 +87,18 @@ class MasterOptimizer(ABC):
         for name, parameter in self.parameters.items():
             if parameter.grad is None:
                 continue
+            gradient = own_rows(parameter.grad)
             if name in self._accumulated:
-                self._accumulated[name] += parameter.grad
+                self._accumulated[name] += gradient
             else:
-                self._accumulated[name] = parameter.grad.float()
+                self._accumulated[name] = gradient.float()
             parameter.grad = None
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradient of each parameter that has one: the fp32 sum if `accumulate` was used."""
         if self._accumulated:
             return self._accumulated
-        return {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        return {name: own_rows(p.grad) for name, p in self.parameters.items() if p.grad is not None}
 
     def gradient_norm(self) -> float:
         """The L2 norm over all gradients, summed in fp64."""
@@ -114,7 +130,7 @@ class MasterOptimizer(ABC):
         """Round one parameter's master into its bf16 copy; an fp32 parameter is its own master."""
         parameter = self.parameters[name]
         if parameter.dtype != torch.float32:
-            stochastic_round_(parameter.data.view(-1), self.master[name].view(-1), update.key)
+            stochastic_round_(self.copies[name].view(-1), self.master[name].view(-1), update.key)
 
     def measured(self) -> dict[str, float]:
         """What the method has to tell of its last update, for the run's metrics."""
@@ -125,31 +141,42 @@ class MasterOptimizer(ABC):
         return self.rounding
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a later `restore` needs to continue bit for bit, as named tensors."""
+        """Everything a later `restore` needs to continue bit for bit, as named tensors; see `rows` for sharded ones."""
         tensors = {"updates": torch.tensor(self.updates)}
-        for name, parameter in self.parameters.items():
-            tensors[f"parameter.{name}"] = parameter.data
-            if parameter.dtype != torch.float32:
-                tensors[f"master.{name}"] = self.master[name]
+        for name, copy in self.copies.items():
+            tensors[f"master.{name}"] = self.master[name]
+            if copy.dtype != torch.float32:
+                tensors[f"copy.{name}"] = copy
         for what, of_parameters in self._memory.items():
             tensors |= {f"{what}.{name}": tensor for name, tensor in of_parameters.items()}
         return tensors
 
+    def rows(self) -> dict[str, tuple[int, int]]:
+        """Of each tensor of `state` that is sharded, which rows of the whole this process has: from, up to."""
+        of_parameters = {name: rows for name, p in self.parameters.items() if (rows := _rows_of(p)) is not None}
+        return {name: of_parameters[key] for name in self.state() if (key := name.partition(".")[2]) in of_parameters}
+
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of `state`, parameters included.
+        """Inverse of `state`, parameters included. Where it was taken without bf16 copies they are rounded to nearest.
 
         Raises:
             KeyError: a tensor is missing, unexpected, or of another shape (the checkpoint is of another model or
                 another optimizer).
         """
         expected = self.state()
-        shapes, given = ({name: tuple(t.shape) for name, t in state.items()} for state in (expected, tensors))
+        shapes, given = (
+            {name: tuple(t.shape) for name, t in state.items() if not name.startswith("copy.")}
+            for state in (expected, tensors)
+        )
         if shapes != given:  # checked before the first copy, which would broadcast some other shapes without a word
             raise KeyError(f"tensors differ: {sorted({name for name, _ in shapes.items() ^ given.items()})[:3]}")
         for name, tensor in expected.items():
-            if name != "updates":
+            if name in shapes and name != "updates":
                 tensor.copy_(tensors[name])
+        for name, copy in self.copies.items():
+            if copy.dtype != torch.float32:
+                copy.copy_(tensors.get(f"copy.{name}", self.master[name]))
         self.updates = int(tensors["updates"])
 
     @torch.no_grad()
@@ -157,4 +184,19 @@ class MasterOptimizer(ABC):
         """Set each bf16 parameter to its master rounded to nearest: the best single copy, for the final model."""
         for name, parameter in self.parameters.items():
             if parameter.dtype != torch.float32:
-                parameter.data.copy_(self.master[name])
+                self.copies[name].copy_(self.master[name])
+
+
+def own_rows(tensor: Tensor) -> Tensor:
+    """The rows of a sharded tensor that this process has, in the same memory; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _rows_of(parameter: nn.Parameter) -> tuple[int, int] | None:
+    """Which rows `own_rows` gives: FSDP2 divides them into equal parts, of which the last ones may be smaller."""
+    if not isinstance(parameter, DTensor):
+        return None
+    rows, mesh = parameter.shape[0], parameter.device_mesh
+    part = -(-rows // mesh.size())
+    first = min(rows, part * mesh.get_local_rank())
+    return first, min(rows, first + part)

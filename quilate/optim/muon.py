@@ -24,7 +24,10 @@ class Muon(MasterOptimizer):
 
     Raises:
         ValueError: a hidden parameter is no matrix.
+        ConfigError: a parameter is sharded.
     """
+
+    needs_whole_matrices = True
 
     def __init__(
         self,
@@ -55,7 +58,7 @@ class Muon(MasterOptimizer):
         return optimizer
 
     def update_parameter(self, name: str, gradient: Tensor, update: Update) -> None:
-        compute, master = self.parameters[name].data, self.master[name]
+        compute, master = self.copies[name], self.master[name]
         if name not in self._muon:
             moments = self.first_moment[name], self.second_moment[name]
             update_adamw(

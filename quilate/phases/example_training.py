@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 from quilate.config import Config
 from quilate.data.batches import ExampleBatches
 from quilate.data.packing import Example
+from quilate.engine.distributed import gather, shard
 from quilate.engine.guards import Guards
 from quilate.engine.language_modelling import LanguageModellingLoss
 from quilate.engine.loop import B, Batches, FitResult, Followers, LossFunction, fit
 from quilate.errors import DataError
+from quilate.models.load import recompute_activations
 from quilate.models.precision import Precision
 from quilate.optim.adamw import AdamW
 from quilate.optim.schedules import Decay, learning_rate
@@ -41,6 +43,9 @@ class ExampleTraining(Config):
     """Largest gradient norm."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Most tokens in memory at once; a step is divided as needed, with the same result."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input and compute the rest again for the gradient: less memory, a third more time, the
+    same result."""
     precision: Precision = "auto"
     """`bf16` computes in bf16 over fp32 master weights, stochastically rounded; `fp32` is exact and slower."""
     checkpoint_seconds: float = Field(default=300.0, gt=0)
@@ -117,17 +122,21 @@ def train(
         warmup_steps=round(config.warmup * len(batches)),
         decay=config.decay,
     )
+    if config.gradient_checkpointing:
+        recompute_activations(model)
+    trained, sharded_loss = shard(model, loss_function)
     optimizer = AdamW(
-        model.named_parameters(), eps=eps, weight_decay=config.weight_decay, rounding=streams["rounding"], rates=rates
+        trained.named_parameters(), eps=eps, weight_decay=config.weight_decay, rounding=streams["rounding"], rates=rates
     )
     result = fit(
-        model, batches, loss_function, optimizer, schedule, streams,
+        trained, batches, sharded_loss, optimizer, schedule, streams,
         folder=context.folder, listener=context.listener, stop=context.stop, warn=context.note,
         clip_norm=config.clip_norm, checkpoint_seconds=config.checkpoint_seconds,
         checkpoint_steps=config.checkpoint_steps, guards=config.guards, measured=measured,
         followers=followers,
     )  # fmt: skip
     optimizer.write_nearest()
+    gather(trained, model)
     return result
 
 

@@ -71,10 +71,10 @@ def test_one_flipped_bit_anywhere_is_found_before_a_tensor_is_read(
 ) -> None:
     """Every bit of the JSON files; every eighth byte of the tensors. The message names the file that holds the bit."""
 
-    def never(path: Path) -> None:
+    def never(path: Path, **_: str) -> None:
         raise AssertionError(f"{path} was opened before all digests were checked")
 
-    monkeypatch.setattr(checkpoint_module, "load_file", never)
+    monkeypatch.setattr(checkpoint_module, "safe_open", never)
     content = (saved / name).read_bytes()
     places = range(8 * len(content)) if name.endswith(".json") else range(0, 8 * len(content), 61)
     for place in places:
@@ -105,7 +105,7 @@ def test_a_manifest_that_is_json_and_nonsense_is_refused(saved: Path) -> None:
         "7",
         "{}",
         json.dumps(manifest | {"files": {}}),
-        json.dumps(manifest | {"schema": 2}),
+        json.dumps(manifest | {"schema": 1}),
     ):
         (saved / "manifest.json").write_text(content)
         with pytest.raises(CheckpointError, match="step-00000007"):
@@ -191,7 +191,7 @@ def test_a_disk_that_fills_inside_safetensors_is_a_full_disk_too(
 ) -> None:
     """safetensors is written in Rust and raises an error of its own, which is no OSError."""
 
-    def full(tensors: object, path: Path) -> None:
+    def full(tensors: object, path: Path, metadata: object) -> None:
         raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     checkpointer = Checkpointer(tmp_path)

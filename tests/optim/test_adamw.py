@@ -177,7 +177,7 @@ def test_state_of_another_model_is_refused_before_anything_changes() -> None:
     missing = {k: v for k, v in before.items() if k != "first_moment.0.weight"}
     with pytest.raises(KeyError, match=r"first_moment\.0\.weight"):
         optimizer.restore(missing)
-    other_shape = {k: v + 1 for k, v in before.items()} | {"parameter.3.bias": torch.ones(1)}
-    with pytest.raises(KeyError, match=r"parameter\.3\.bias"):
+    other_shape = {k: v + 1 for k, v in before.items()} | {"master.3.bias": torch.ones(1)}
+    with pytest.raises(KeyError, match=r"master\.3\.bias"):
         optimizer.restore(other_shape)  # [1] would broadcast into [3] without a word
     assert all(torch.equal(before[name], value) for name, value in optimizer.state().items())

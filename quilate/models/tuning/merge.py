@@ -23,8 +23,9 @@ def merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
         ModelError: see `merge`.
     """
     plain = merge(model).requires_grad_(True)
-    with atomic_folder(folder) as place:
-        save_model(plain, tokenizer, place)
+    if not folder.is_dir():  # an earlier process of this stage, or one that trains with this one, has written the same
+        with atomic_folder(folder) as place:
+            save_model(plain, tokenizer, place)
     return plain, folder
 
 

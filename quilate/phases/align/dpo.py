@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from quilate.data.preference_batches import EncodedPrompt, PreferenceBatch, with_mismatches
 from quilate.engine.completions import CompletionLogProbs, WithoutDropout, by_document
-from quilate.errors import DataError
+from quilate.engine.distributed import this_world
+from quilate.errors import ConfigError, DataError
 from quilate.evaluation.bits_per_byte import text_loss
 from quilate.models.load import context_length, load_causal, trainable_parameters
 from quilate.objectives import preference as objective
@@ -118,6 +119,10 @@ class PreferenceLoss:
 
 def _run(context: StageContext[DpoConfig]) -> StageReport:
     config = context.config
+    if config.loss == "kto" and this_world().size > 1:
+        raise ConfigError(
+            "`loss: kto` has one reference point for a step, which one process computes", hint="train it in one process"
+        )
     streams = Streams(context.seed)
     prepared = prepare(context)
     prompts = _trainable_prompts(config, prepared)
