@@ -25,6 +25,10 @@ def _terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _pause() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _disk_full() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -36,6 +40,7 @@ def _out_of_memory() -> None:
 ACTIONS: dict[str, Callable[[], None]] = {
     "kill": _kill,
     "terminate": _terminate,
+    "pause": _pause,
     "disk-full": _disk_full,
     "out-of-memory": _out_of_memory,
 }

@@ -20,6 +20,10 @@ def run(
     lang: Language | None = None,
     with_text: bool = False,
     allow_code: bool = False,
+    processes: int = 1,
+    sharding: Literal["ddp", "fsdp"] = "ddp",
+    launcher: str = "",
+    ray: str | None = None,
     json: bool = False,
 ) -> None:
     """Run a recipe to its end. Finished stages are reused, interrupted ones continue.
@@ -41,6 +45,16 @@ def run(
         Write the wrongly answered test items, with their texts, to errors/ARM.csv.
     allow_code
         Run the Python files that the recipe names as rewards; read them first.
+    processes
+        Processes that train a stage together, under torchrun: one a GPU.
+    sharding
+        Each holds the whole model (ddp), or its part of it (fsdp).
+    launcher
+        The command that starts these processes, on several machines perhaps: "srun torchrun --nnodes=4 ...". --out must
+        lie where all see it.
+    ray
+        Run the stages on the nodes of this Ray cluster, several at a time: auto, or HOST:PORT. --out must lie where all
+        nodes see it.
     json
         Print evidence.json (of a recipe without a task: what was measured) instead of the table, and no progress.
     """
@@ -48,10 +62,14 @@ def run(
     from quilate.cli.display import RunDisplay
     from quilate.cli.report import show, show_models
     from quilate.engine.interrupts import stop_on_signals
+    from quilate.errors import UsageError
     from quilate.recipe.evidence_stage import read_evidence
+    from quilate.recipe.executors.subprocess import Together
     from quilate.recipe.run import refuse_failed_gates, run_recipe
     from quilate.recipe.schema import Recipe
 
+    if ray is not None and (processes > 1 or launcher):
+        raise UsageError("--ray runs each stage in one process", hint="leave --processes and --launcher out")
     parsed = config.load(Recipe, recipe, set_ or [])
     folder = out or Path("runs") / parsed.recipe
     display = RunDisplay(quiet=json)
@@ -59,7 +77,7 @@ def run(
         with stop_on_signals() as stop:
             graph = run_recipe(
                 parsed, base_folder=recipe.resolve().parent, out=folder, listener=display, stop=stop,
-                until=until, allow_code=allow_code,
+                until=until, allow_code=allow_code, together=Together(processes, sharding, launcher), ray=ray,
             )  # fmt: skip
     finally:
         display.close()

@@ -23,7 +23,7 @@ SHARED_KINDS = ("task", "base")
 
 NOT_OUTPUTS = {
     "manifest.json", "config.yaml", "log.txt", "attempts.json", "error.json", "checkpoints",
-    "certificate.json", ".verify",
+    "certificate.json", ".verify", "events.jsonl", ".lock",
 }  # fmt: skip
 
 

@@ -4,36 +4,26 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from quilate.engine.interrupts import StopRequest
-from quilate.engine.runlog import Progress
 from quilate.errors import GateError, Interrupted
 from quilate.files import folder_lock, make_folder, write_json
 from quilate.phases.align.scoring import FunctionReward
 from quilate.recipe.evidence_stage import run_plan
-from quilate.recipe.executors.subprocess import StageProcesses
+from quilate.recipe.executors.subprocess import ALONE, StageProcesses, Together
 from quilate.recipe.graph import Graph, Node, build_graph
 from quilate.recipe.kinds import stage_kind
+from quilate.recipe.listener import RunListener
 from quilate.recipe.manifest import read_manifest
 from quilate.recipe.schema import Recipe
 from quilate.recipe.spec import StageSpec
 
 MAKE_MODELS = ("base", "pretrain")
 USE_NO_MODEL = ("task", "base", "curate", "corpus", "baseline", "api", "alignment", "report")
-RESULTS = {"alignment": ("alignment.json", "alignment.html"), "report": ("evidence.json", "evidence.html")}
-
-
-class RunListener(Protocol):
-    """Whoever shows the run to the user."""
-
-    def started(self, node: Node, number: int, total: int, *, resumed: bool) -> None: ...
-
-    def event(self, event: Progress | str) -> None: ...
-
-    def finished(self, node: Node, seconds: float, *, reused: bool) -> None: ...
+RESULTS = {"curate": "data-card", "alignment": "alignment", "report": "evidence"}
 
 
 def run_recipe(
@@ -45,6 +35,8 @@ def run_recipe(
     stop: StopRequest,
     until: str | None = None,
     allow_code: bool = False,
+    together: Together = ALONE,
+    ray: str | None = None,
 ) -> Graph:
     """Bring every stage of the recipe to its end.
 
@@ -53,6 +45,8 @@ def run_recipe(
         out: the run's folder; `evidence`, `alignment` and data cards, `.json` and `.html`, are copied to its top.
         until: run only this part, see `Graph.part`.
         allow_code: run the Python files that rewards of kind `function` name.
+        together: how many processes train a stage; its identity does not depend on it.
+        ray: the address of a Ray cluster whose nodes are to run the stages, instead of this machine in turn.
 
     Raises:
         ConfigError: the recipe does not have what `until` names.
@@ -63,20 +57,31 @@ def run_recipe(
     """
     if not allow_code:
         _refuse_code(recipe)
-    with folder_lock(out), StageProcesses() as processes:
+    with folder_lock(out):
         graph = build_graph(recipe, base_folder)
         nodes = graph.part(until) if until else list(graph.nodes.values())
         _write_plan(graph, recipe, base_folder, out)
+        if ray is None:
+            _run_in_turn(graph, nodes, base_folder, out, together, listener, stop)
+        else:
+            _run_on_ray(graph, nodes, base_folder, out, ray, listener, stop)
+        _copy_results(nodes, out)
+    return graph
+
+
+def _run_in_turn(
+    graph: Graph, nodes: list[Node], base_folder: Path, out: Path, together: Together, listener: RunListener,
+    stop: StopRequest,
+) -> None:  # fmt: skip
+    with StageProcesses(together) as processes:
         for number, node in enumerate(nodes, start=1):
             if stop:
                 raise Interrupted(
                     f"stopped by {stop.signal} before stage {node.name}", hint="run the same command again to continue"
                 )
-            folder = node.folder(out)
-            manifest = read_manifest(folder)
-            if manifest is not None and manifest["id"] == node.id:
-                listener.finished(node, manifest["cost"]["seconds"], reused=True)
+            if _reused(node, out, listener):
                 continue
+            folder = node.folder(out)
             listener.started(node, number, len(nodes), resumed=(folder / "checkpoints").exists())
             started = time.monotonic()
             processes.run(
@@ -87,13 +92,27 @@ def run_recipe(
                 stop=stop,
             )
             listener.finished(node, time.monotonic() - started, reused=False)
-        for node in nodes:
-            if node.kind == "curate":
-                for suffix in ("json", "html"):
-                    shutil.copyfile(node.folder(out) / f"data-card.{suffix}", out / f"{node.name}-card.{suffix}")
-        if until is None:
-            _copy_results(graph, out)
-    return graph
+
+
+def _run_on_ray(
+    graph: Graph, nodes: list[Node], base_folder: Path, out: Path, address: str, listener: RunListener,
+    stop: StopRequest,
+) -> None:  # fmt: skip
+    from quilate.recipe.executors.ray import Job, run_on_ray
+
+    finished = {node.name for node in nodes if _reused(node, out, listener)}
+    unfinished = [node for node in nodes if node.name not in finished]
+    jobs = [Job(node, spec_of(node, graph, out, base_folder), node.folder(out)) for node in unfinished]
+    run_on_ray(jobs, finished=finished, address=address, listener=listener, stop=stop)
+
+
+def _reused(node: Node, out: Path, listener: RunListener) -> bool:
+    """Whether the stage is finished already; the listener is told."""
+    manifest = read_manifest(node.folder(out))
+    if manifest is None or manifest["id"] != node.id:
+        return False
+    listener.finished(node, manifest["cost"]["seconds"], reused=True)
+    return True
 
 
 def refuse_failed_gates(graph: Graph, out: Path) -> None:
@@ -119,11 +138,14 @@ def refuse_failed_gates(graph: Graph, out: Path) -> None:
         )
 
 
-def _copy_results(graph: Graph, out: Path) -> None:
-    """What a run has to show, at the top of its folder."""
-    for stage, names in RESULTS.items():
-        for name in names if stage in graph.nodes else ():
-            shutil.copyfile(graph.nodes[stage].folder(out) / name, out / name)
+def _copy_results(nodes: Iterable[Node], out: Path) -> None:
+    """What finished stages have to show, at the top of the run's folder."""
+    for node in nodes:
+        if node.kind in RESULTS:
+            name = RESULTS[node.kind]
+            shown = f"{node.name}-card" if node.kind == "curate" else name
+            for suffix in ("json", "html"):
+                shutil.copyfile(node.folder(out) / f"{name}.{suffix}", out / f"{shown}.{suffix}")
 
 
 def _refuse_code(recipe: Recipe) -> None:

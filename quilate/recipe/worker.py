@@ -1,4 +1,5 @@
 """The process a stage runs in: `python -m quilate.recipe.worker FOLDER`, or forked by that command given no folder.
+Under `torchrun`, or with `--processes N` after the folder, it is one of several that train the stage together.
 
 Reads `config.yaml`, does the work, writes `manifest.json`. Speaks to its parent in JSON lines on standard output:
 `{"progress": ...}` and `{"note": ...}`. Ends with the exit codes of `quilate.errors`; an error is left in `error.json`.
@@ -19,6 +20,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
@@ -27,6 +29,7 @@ from typing import Any, NoReturn
 
 from quilate.config import validate
 from quilate.engine.interrupts import StopRequest, stop_on_signals
+from quilate.engine.runlog import ProgressListener
 from quilate.errors import Interrupted, MachineError, QuilateError, explained_os_errors, is_out_of_memory
 from quilate.files import read_json, write_json
 from quilate.phases.stage import StageContext
@@ -47,18 +50,29 @@ def say(**event: Any) -> None:
 
 
 def run_stage(folder: Path, stop: StopRequest) -> None:
-    """Run the stage that `folder` specifies and declare it finished."""
+    """Run the stage that `folder` specifies and declare it finished; with the other processes, if `torchrun` started
+    several, of which all but the first only train."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        _run_stage(folder, stop, {})
+        return
+    # Here, not above: torch takes a second to import, and not every stage needs it.
+    from quilate.engine.distributed import Released, processes
+
+    with processes() as world:
+        if world.leads:
+            together = {"number": world.size, "sharding": "fsdp" if world.sharded else "ddp"}
+            _run_stage(folder, stop, {"processes": together})
+            return
+        spec = StageSpec.read(folder)
+        with suppress(Released, Interrupted):  # the first process reports
+            stage_kind(spec.kind).run(_context(spec, folder, stop, listener=lambda _: None, note=lambda _: None))
+
+
+def _run_stage(folder: Path, stop: StopRequest, facts: dict[str, Any]) -> None:
     spec = StageSpec.read(folder)
     kind = stage_kind(spec.kind)
-    context = StageContext(
-        config=validate(kind.config, spec.config, source=str(folder / "config.yaml")),
-        inputs={role: Path(path) for role, path in spec.inputs.items()},
-        folder=folder,
-        seed=spec.seed,
-        base_folder=Path(spec.base_folder),
-        listener=lambda progress: say(progress=asdict(progress)),
-        note=lambda line: say(note=line),
-        stop=stop,
+    context = _context(
+        spec, folder, stop, listener=lambda progress: say(progress=asdict(progress)), note=lambda line: say(note=line)
     )
     attempts = read_json(folder / "attempts.json") if (folder / "attempts.json").exists() else []
     for source in set(context.inputs.values()):
@@ -82,8 +96,24 @@ def run_stage(folder: Path, stop: StopRequest) -> None:
         load_average=max(a["load"] for a in attempts),
         attempts=len(attempts),
     )
+    report.facts.update(facts)
     write_manifest(folder, spec, report, measured)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the finished model has replaced them
+
+
+def _context(
+    spec: StageSpec, folder: Path, stop: StopRequest, *, listener: ProgressListener, note: Callable[[str], None]
+) -> StageContext[Any]:
+    return StageContext(
+        config=validate(stage_kind(spec.kind).config, spec.config, source=str(folder / "config.yaml")),
+        inputs={role: Path(path) for role, path in spec.inputs.items()},
+        folder=folder,
+        seed=spec.seed,
+        base_folder=Path(spec.base_folder),
+        listener=listener,
+        note=note,
+        stop=stop,
+    )
 
 
 def main(folder: Path) -> int:
@@ -103,10 +133,12 @@ def main(folder: Path) -> int:
                 f"{type(unexpected).__name__}: {unexpected}",
                 hint=f"this is a fault of quilate; please report it with {folder / 'log.txt'}",
             )
+    if os.environ.get("RANK", "0") != "0":
+        return error.exit_code
     if not isinstance(error, Interrupted):
         say(note=f"failed: {error.message}")
     try:
-        write_json(folder / "error.json", {"message": error.message, "hint": error.hint})
+        write_json(folder / "error.json", {"message": error.message, "hint": error.hint, "exit_code": error.exit_code})
     except (QuilateError, OSError):
         traceback.print_exc()  # the disk may be full: the parent still has the exit code and the log
     return error.exit_code
@@ -152,7 +184,21 @@ def _run_forked(folder: Path) -> NoReturn:
         os._exit(code)  # not sys.exit: the server's own end must not run here
 
 
+def run_together(folder: Path, number: str) -> None:
+    """Start processes that train one stage together; all of them run `main`."""
+    from torch.distributed.run import main as torchrun
+
+    die_with_parent()
+    torchrun(["--standalone", "--nproc-per-node", number, "-m", "quilate.recipe.worker", str(folder)])
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        sys.exit(main(Path(sys.argv[1])))
-    serve()
+    match sys.argv[1:]:
+        case [stage, "--processes", number]:
+            run_together(Path(stage), number)
+        case [stage]:
+            if os.environ.get("RANK") == "0":  # of the processes that `torchrun` started, the one that is spoken to
+                say(began=os.getpid())
+            sys.exit(main(Path(stage)))
+        case _:
+            serve()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Literal
 
+from quilate.engine.distributed import SHARDING
 from quilate.engine.interrupts import StopRequest
 from quilate.engine.runlog import Progress
 from quilate.errors import BY_EXIT_CODE, Interrupted, MachineError, QuilateError
@@ -26,6 +28,25 @@ USES_NETWORK = ("base",)  # a hub name is fetched there, and nowhere else
 
 EventListener = Callable[[Progress | str], None]
 
+TRAIN_TOGETHER = ("pretrain", "adapt", "sft", "reward", "dpo", "finetune")
+
+
+@dataclass(frozen=True)
+class Together:
+    """How one stage is trained: by how many processes of this machine, and how they hold the model. A `launcher` starts
+    them itself, on several machines perhaps: `srun torchrun --nnodes=4 ...`."""
+
+    processes: int = 1
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    launcher: str = ""
+
+    @property
+    def several(self) -> bool:
+        return self.processes > 1 or bool(self.launcher)
+
+
+ALONE = Together()
+
 
 class StageProcesses:
     """Runs stages one after another, each in a process of its own.
@@ -33,9 +54,13 @@ class StageProcesses:
     The processes are forked from one server, `python -m quilate.recipe.worker`, which has imported what takes seconds;
     it starts with the first stage. A stage that may use the network has a server to itself: whether it may is read when
     libraries are imported. Use it as a context: at its end nothing is left running.
+
+    Args:
+        together: of stages that train by the engine's loop, how many processes `torchrun` is to start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, together: Together = ALONE) -> None:
+        self.together = together
         self._server: _Server | None = None
 
     def __enter__(self) -> StageProcesses:
@@ -61,6 +86,10 @@ class StageProcesses:
         make_folder(folder)
         spec.write(folder)
         (folder / "error.json").unlink(missing_ok=True)
+        if self.together.several and spec.kind in TRAIN_TOGETHER:
+            if _run_together(folder, self.together, on_event=on_event, stop=stop) != 0:
+                raise _failure_together(spec.name, folder)
+            return
         offline = spec.kind not in USES_NETWORK
         if self._server is not None and self._server.offline != offline:
             self._close()
@@ -78,7 +107,7 @@ class StageProcesses:
                 f"stopped by {stop.signal} while stage {spec.name} started", hint="run the same command again"
             )
         if code != 0:
-            raise _failure(code, spec.name, folder)
+            raise stage_failure(code, spec.name, folder)
 
     def _close(self) -> None:
         if self._server is not None:
@@ -86,20 +115,19 @@ class StageProcesses:
             self._server = None
 
 
-class _Server:
-    """The process that stages are forked from, and its lines as they come."""
+class _Lines:
+    """A process and the lines it writes, as they come."""
 
-    def __init__(self, *, offline: bool, log: Path) -> None:
-        self.offline = offline
+    def __init__(self, command: list[str], *, log: Path, environment: dict[str, str]) -> None:
         with log.open("a", encoding="utf-8") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "quilate.recipe.worker"],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
                 encoding="utf-8",
-                env=stage_environment(offline=offline),
+                env=environment,
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which passes it on exactly once
             )
         self._received: queue.Queue[str | None] = queue.Queue()
@@ -111,12 +139,10 @@ class _Server:
             self._received.put(line)
         self._received.put(None)
 
-    def run(self, folder: Path, *, warm: bool, on_event: EventListener, stop: StopRequest) -> int:
-        """Run the stage in `folder`; returns its exit code, negative for a signal. Passes a stop request on, once."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"folder": str(folder), "warm": warm}) + "\n")
-        self._process.stdin.flush()
-        stage, told = None, False
+    def follow(self, *, on_event: EventListener, stop: StopRequest, launches: bool = False) -> int:
+        """Until a stage ends; returns its exit code, negative for a signal. Passes a stop request on, once: to the
+        stage, or to this process if it `launches` stages elsewhere."""
+        stage, told = self._process.pid if launches else None, False
         while True:
             if stop and stage is not None and not told:
                 with suppress(ProcessLookupError):
@@ -127,20 +153,62 @@ class _Server:
             except queue.Empty:
                 continue
             if line is None:
-                code = self._process.wait()
-                return code if code != 0 else 1
+                return self._process.wait()
             event = _event(line)
             if isinstance(event, Began):
-                stage = event.process
+                stage = stage if launches else event.process
             elif isinstance(event, Ended):
                 return event.code
             else:
                 on_event(event)
 
     def close(self) -> None:
-        """End the server, and with it the stage it may still run."""
+        """End the process, and with it the stage it may still run."""
         self._process.kill()
         self._process.wait()
+
+
+class _Server(_Lines):
+    """The process that stages are forked from."""
+
+    def __init__(self, *, offline: bool, log: Path) -> None:
+        self.offline = offline
+        command = [sys.executable, "-m", "quilate.recipe.worker"]
+        super().__init__(command, log=log, environment=stage_environment(offline=offline))
+
+    def run(self, folder: Path, *, warm: bool, on_event: EventListener, stop: StopRequest) -> int:
+        """Run the stage in `folder`; returns its exit code, negative for a signal. Passes a stop request on, once."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"folder": str(folder), "warm": warm}) + "\n")
+        self._process.stdin.flush()
+        code = self.follow(on_event=on_event, stop=stop)
+        return code if code != 0 or self._process.poll() is None else 1  # the server is to outlive the stage
+
+
+def _run_together(folder: Path, together: Together, *, on_event: EventListener, stop: StopRequest) -> int:
+    """Run one stage by several processes; the first speaks for all."""
+    environment = stage_environment(offline=True) | {SHARDING: together.sharding}
+    command = [sys.executable, "-m", "quilate.recipe.worker", str(folder), "--processes", str(together.processes)]
+    if together.launcher:
+        command = [*shlex.split(together.launcher), "-m", "quilate.recipe.worker", str(folder.resolve())]
+    else:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // together.processes)))
+    lines = _Lines(command, log=folder / "log.txt", environment=environment)
+    try:
+        return lines.follow(on_event=on_event, stop=stop, launches=bool(together.launcher))
+    finally:
+        lines.close()
+
+
+def _failure_together(name: str, folder: Path) -> QuilateError:
+    """What the first process left; `torchrun` itself has but one exit code for any failure."""
+    path = folder / "error.json"
+    if path.exists():
+        return stage_failure(int(read_json(path)["exit_code"]), name, folder)
+    return MachineError(
+        f"stage {name}: one of its processes died",
+        hint=f"run the same command again to continue from its last checkpoint; its log is {folder / 'log.txt'}",
+    )
 
 
 @dataclass(frozen=True)
@@ -170,7 +238,8 @@ def _event(line: str) -> Progress | Began | Ended | str:
         return line.rstrip()  # a library printed something; show it rather than lose it
 
 
-def _failure(code: int, name: str, folder: Path) -> QuilateError:
+def stage_failure(code: int, name: str, folder: Path) -> QuilateError:
+    """The error with which a stage ended, from its exit code and what it left in its folder."""
     if code < 0:
         return MachineError(
             f"stage {name} was killed by signal {-code}" + (" (out of memory?)" if code == -9 else ""),
