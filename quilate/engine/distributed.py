@@ -81,7 +81,7 @@ class World:
         for bucket in _buckets(list(gradients.values())):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
             dist.all_reduce(flat)
-            for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            for gradient, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
                 gradient.copy_(part.view_as(gradient))
 
     def norm(self, own: float) -> float:
@@ -206,7 +206,9 @@ def shard(model: M, loss_function: Callable[[B], Tensor]) -> tuple[M, Callable[[
     copied.float()
     for layer in _layers(copied):
         fully_shard(layer, mp_policy=policy)
-    return copied, fully_shard(_Whole(copied, loss), mp_policy=policy)
+    whole = _Whole(copied, loss)
+    fully_shard(whole, mp_policy=policy)
+    return copied, whole
 
 
 class Released(Exception):
@@ -233,4 +235,5 @@ def gather(trained: nn.Module, model: nn.Module) -> None:
 def _layers(model: nn.Module) -> list[nn.Module]:
     """The model's layers: the longest list of modules in it."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=len, default=nn.ModuleList()))
+    longest: nn.ModuleList = max(lists, key=lambda layers: len(layers), default=nn.ModuleList())
+    return list(longest)

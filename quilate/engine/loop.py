@@ -149,7 +149,7 @@ def optimizer_step(
         loss_sum = faults.through("fit.loss", loss_function(batch)) * factor
         loss += float(loss_sum.detach()) / weight
         faults.at("fit.backward")
-        (loss_sum * world.loss_scale / weight).backward()
+        (loss_sum * world.loss_scale / weight).backward()  # type: ignore[no-untyped-call]
         if len(micro_batches) > 1:
             optimizer.accumulate()
     finite_here = math.isfinite(loss)

@@ -60,7 +60,8 @@ def run_on_ray(
     """
     ray = _connected(address)
     task = ray.remote(max_retries=MOST_RETRIES, **_whole_node(ray))(run_stage)
-    waiting, running, done = list(jobs), {}, set(finished)
+    waiting, done = list(jobs), set(finished)
+    running: dict[Any, Job] = {}
     try:
         while waiting or running:
             if stop:
