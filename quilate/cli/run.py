@@ -21,7 +21,7 @@ def run(
     with_text: bool = False,
     allow_code: bool = False,
     processes: int = 1,
-    sharding: Literal["ddp", "fsdp"] = "ddp",
+    sharding: Literal["ddp", "fsdp", "fsdp-offload"] = "ddp",
     launcher: str = "",
     ray: str | None = None,
     json: bool = False,
@@ -48,7 +48,7 @@ def run(
     processes
         Processes that train a stage together, under torchrun: one a GPU.
     sharding
-        Each holds the whole model (ddp), or its part of it (fsdp).
+        Each holds the whole model (ddp), or its part of it (fsdp), in main memory and not on its GPU (fsdp-offload).
     launcher
         The command that starts these processes, on several machines perhaps: "srun torchrun --nnodes=4 ...". --out must
         lie where all see it.

@@ -6,7 +6,11 @@ before anything changes. So no process can update, save or leave alone.
 
 Two ways to hold the model. Replicated (DDP): every process has all of it, and the fp32 sums of gradients are added up
 once a step. Sharded (FSDP2, `fully_shard`; Zhao et al. 2023): every process has its rows of each fp32 master and of the
-optimizer's state; a layer is gathered in bf16 when it is needed.
+optimizer's state; a layer is gathered in bf16 when it is needed. These rows may lie in main memory (ZeRO-Offload, Ren
+et al. 2021): a GPU is brought a layer when it is needed, and the processor computes the update.
+
+What comes before training and after it the first process does alone: it calls the others when there is something to
+train. They then go through the stage's code up to that place, find everything written, and train with it.
 """
 
 from __future__ import annotations
@@ -17,11 +21,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from quilate.errors import ConfigError, MachineError
 from quilate.rng import derive_seed
@@ -29,8 +36,12 @@ from quilate.rng import derive_seed
 B = TypeVar("B")
 M = TypeVar("M", bound=nn.Module)
 
-SHARDING = "QUILATE_SHARDING"  # "fsdp", or "ddp" (the default): how the processes of `torchrun` hold the model
+Sharding = Literal["ddp", "fsdp", "fsdp-offload"]
+
+SHARDING = "QUILATE_SHARDING"  # the environment's name for it: how the processes of `torchrun` hold the model
 TIMEOUT = timedelta(minutes=10)  # a collective that takes longer has lost a process (guess)
+PATIENCE = timedelta(days=365)  # with the first process, which may tokenize a corpus for hours before it trains
+TRAIN, OVER = "train", "over"  # what the first process says to those that wait
 BUCKET = 25_000_000  # elements reduced at once, 100 MB of fp32 (DDP's own buckets have 25 MB)
 
 
@@ -40,7 +51,15 @@ class World:
 
     rank: int = 0
     size: int = 1
-    sharded: bool = False
+    sharding: Sharding = "ddp"
+
+    @property
+    def sharded(self) -> bool:
+        return self.sharding != "ddp"
+
+    @property
+    def offloads(self) -> bool:
+        return self.sharding == "fsdp-offload"
 
     @property
     def leads(self) -> bool:
@@ -139,37 +158,73 @@ def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def this_world() -> World:
-    """The processes that `processes` joined; alone outside it."""
+    """The processes that `processes` joined; alone outside it.
+
+    Raises:
+        ConfigError: `QUILATE_SHARDING` is none of `Sharding`.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return World()
-    return World(dist.get_rank(), dist.get_world_size(), os.environ.get(SHARDING) == "fsdp")
+    asked = os.environ.get(SHARDING, "ddp")
+    for sharding in get_args(Sharding):
+        if asked == sharding:
+            return World(dist.get_rank(), dist.get_world_size(), sharding)
+    raise ConfigError(f"{SHARDING}={asked}", hint=f"use one of {', '.join(get_args(Sharding))}")
+
+
+class _Calls:
+    """The first process's calls to the others, numbered, in the store through which the processes found one another:
+    a collective would end the wait after `TIMEOUT`."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.count = PrefixStore("calls", store), 0
+
+    def make(self, call: str) -> None:
+        self.store.set(f"{self.count}", call)
+        self.count += 1
+
+    def wait(self) -> str:
+        self.store.wait([f"{self.count}"], PATIENCE)
+        self.count += 1
+        return self.store.get(f"{self.count - 1}").decode()
+
+
+_calls: _Calls | None = None  # of the processes that `processes` joined
 
 
 @contextmanager
 def processes() -> Iterator[World]:
     """Join the processes that `torchrun` started, if it did: gloo on CPUs, NCCL on GPUs.
 
-    All but the first wait here until that one calls `shard`: it has then written what they would write too.
+    The first goes on; the others are to ask `called`.
 
     Raises:
-        ConfigError: `QUILATE_SHARDING` is neither "ddp" nor "fsdp".
+        ConfigError: see `this_world`.
     """
-    if os.environ.get(SHARDING, "ddp") not in ("ddp", "fsdp"):
-        raise ConfigError(f"{SHARDING}={os.environ[SHARDING]}", hint="use ddp or fsdp")
+    global _calls
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
         return
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    _calls = _Calls(store)
     try:
-        world = this_world()
-        if not world.leads:
-            dist.barrier()
-        yield world
+        yield this_world()
     finally:
+        if rank == 0:
+            _calls.make(OVER)
+        _calls = None
         dist.destroy_process_group()
+
+
+def called() -> bool:
+    """For all but the first process: wait until that one has something to train, or, False, has none any more."""
+    assert _calls is not None
+    return _calls.wait() == TRAIN
 
 
 class _Whole(nn.Module):
@@ -188,31 +243,38 @@ def shard(model: M, loss_function: Callable[[B], Tensor]) -> tuple[M, Callable[[
     """What to train in place of `model`, and the loss of it; the same two unless the world is sharded.
 
     A sharded model is a copy with fp32 rows; the original is emptied meanwhile and `gather` fills it again. The other
-    processes, which wait in `processes`, begin when the first comes here.
+    processes, which wait in `called`, are called when the first comes here.
+
+    Raises:
+        ConfigError: the model has weights in so few bits that they are no numbers by themselves.
     """
     world = this_world()
-    if world.size > 1 and world.leads:
-        dist.barrier()
+    dtypes = {p.dtype for p in model.parameters()}
+    if world.sharded and not all(dtype.is_floating_point for dtype in dtypes):
+        raise ConfigError("quantized weights cannot be divided over processes", hint="use --sharding ddp")
+    if _calls is not None and world.leads:
+        _calls.make(TRAIN)
     if not world.sharded:
         return model, loss_function
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-    dtypes = {p.dtype for p in model.parameters()}
     compute = torch.bfloat16 if torch.bfloat16 in dtypes else None
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if world.offloads else OffloadPolicy()
+    sharded = partial(fully_shard, mp_policy=precision, offload_policy=offload)
     copied, loss = copy.deepcopy((model, loss_function))
     for parameter in model.parameters():
         parameter.data = parameter.data.new_empty(0)
     copied.float()
     for layer in _layers(copied):
-        fully_shard(layer, mp_policy=policy)
+        sharded(layer)
     whole = _Whole(copied, loss)
-    fully_shard(whole, mp_policy=policy)
+    sharded(whole)
     return copied, whole
 
 
 class Released(Exception):
-    """This process has done its part of a stage: what is left is the first one's."""
+    """This process has done its part for now: what comes next is the first one's."""
 
 
 def gather(trained: nn.Module, model: nn.Module) -> None:

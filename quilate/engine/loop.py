@@ -219,14 +219,12 @@ def fit(
         MachineError: memory does not suffice for one sample; the disk is full.
         QuilateError: updates were refused again and again.
     """
-    if isinstance(optimizer, Sophia) and curvature_loss is None:
-        raise ValueError("Sophia needs a curvature_loss: without estimates it would only follow signs")
+    world = this_world()
+    if isinstance(optimizer, Sophia):
+        _check_curvature(curvature_loss, world)
     slower = why_missing() if _computes_in_bf16_on_the_cpu(model) else None
     if slower is not None:
         warn(f"training without quilate's fused operations, which is slower: {slower}")
-    world = this_world()
-    if world.size > 1 and isinstance(optimizer, Sophia):
-        raise ConfigError("Sophia estimates curvature in one process", hint="use `optimizer: adamw`, or one process")
     checkpointer = Checkpointer(folder / "checkpoints", warn=warn, world=world)
     rewind_points = Checkpointer(folder / "checkpoints" / "rewind", warn=warn, world=world)
     run = _Run(batches, optimizer, streams, warn, folder, world, followers, discard=measured)
@@ -282,6 +280,13 @@ def fit(
                 f"stopped by {by} after step {run.step}, saved", hint="run the same command again to continue"
             )
     return FitResult(run.step, **run.counts)
+
+
+def _check_curvature(curvature_loss: LossFunction[Any] | None, world: World) -> None:
+    if curvature_loss is None:
+        raise ValueError("Sophia needs a curvature_loss: without estimates it would only follow signs")
+    if world.size > 1:
+        raise ConfigError("Sophia estimates curvature in one process", hint="use `optimizer: adamw`, or one process")
 
 
 class _Run(Generic[B]):
@@ -372,8 +377,9 @@ class _Run(Generic[B]):
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.optimizer.restore(checkpoint.tensors["optimizer"])
         self.streams.restore(checkpoint.tensors["streams"])
-        self.world.seed_dropout(self.streams.seed, checkpoint.step)
-        self.streams.restore(checkpoint.tensors.get(self.world.own("streams"), {}))
+        if not self.world.leads:  # its dropout is its own, saved unless there were fewer processes then
+            self.world.seed_dropout(self.streams.seed, checkpoint.step)
+            self.streams.restore(checkpoint.tensors.get(self.world.own("streams"), {}))
         for name, tensor in self.following.items():
             tensor.data.copy_(checkpoint.tensors["followers"][name])
         self.watch.restore(checkpoint.state["losses"])

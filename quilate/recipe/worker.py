@@ -51,21 +51,21 @@ def say(**event: Any) -> None:
 
 def run_stage(folder: Path, stop: StopRequest) -> None:
     """Run the stage that `folder` specifies and declare it finished; with the other processes, if `torchrun` started
-    several, of which all but the first only train."""
+    several, of which all but the first only train, whenever that one calls them."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         _run_stage(folder, stop, {})
         return
     # Here, not above: torch takes a second to import, and not every stage needs it.
-    from quilate.engine.distributed import Released, processes
+    from quilate.engine.distributed import Released, called, processes
 
     with processes() as world:
         if world.leads:
-            together = {"number": world.size, "sharding": "fsdp" if world.sharded else "ddp"}
-            _run_stage(folder, stop, {"processes": together})
+            _run_stage(folder, stop, {"processes": {"number": world.size, "sharding": world.sharding}})
             return
-        spec = StageSpec.read(folder)
-        with suppress(Released, Interrupted):  # the first process reports
-            stage_kind(spec.kind).run(_context(spec, folder, stop, listener=lambda _: None, note=lambda _: None))
+        while called():
+            spec = StageSpec.read(folder)
+            with suppress(Released, Interrupted):  # the first process reports
+                stage_kind(spec.kind).run(_context(spec, folder, stop, listener=lambda _: None, note=lambda _: None))
 
 
 def _run_stage(folder: Path, stop: StopRequest, facts: dict[str, Any]) -> None:

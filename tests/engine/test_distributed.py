@@ -74,7 +74,7 @@ def model(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", ["ddp", "fsdp", "fsdp-checkpointing"])
+@pytest.mark.parametrize("run", ["ddp", "fsdp", "fsdp-checkpointing", "fsdp-offload"])
 def test_two_processes_train_as_one_does(alone: Path, together: Path, run: str) -> None:
     assert_close(model(together / run), model(alone))
     losses = [[row["loss"] for row in read_metrics(folder / "metrics.jsonl")] for folder in (together / run, alone)]
@@ -85,9 +85,16 @@ def test_two_processes_train_as_one_does(alone: Path, together: Path, run: str) 
 
 
 @pytest.mark.slow
+def test_an_adapter_on_a_sharded_base_is_trained_as_alone(tmp_path: Path, together: Path) -> None:
+    train(tmp_path / "run", lora=True)
+    assert_close(model(together / "fsdp-lora"), model(tmp_path / "run"))
+
+
+@pytest.mark.slow
 def test_ddp_and_fsdp_agree(together: Path) -> None:
     assert_close(model(together / "fsdp"), model(together / "ddp"))
-    assert_close(model(together / "fsdp-checkpointing"), model(together / "fsdp"), 0.0)
+    for variant in ("checkpointing", "offload"):
+        assert_close(model(together / f"fsdp-{variant}"), model(together / "fsdp"), 0.0)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 
 from quilate import faults
 from quilate.data.batches import ExampleBatches
-from quilate.engine.distributed import SHARDING, Released, gather, processes, shard, this_world
+from quilate.engine.distributed import SHARDING, Released, called, gather, processes, shard, this_world
 from quilate.engine.interrupts import StopRequest, stop_on_signals
 from quilate.engine.language_modelling import LanguageModellingLoss
 from quilate.engine.loop import fit
 from quilate.errors import Interrupted
 from quilate.models.load import recompute_activations
+from quilate.models.tuning.lora import LoraConfig, add_lora
 from quilate.optim.adamw import AdamW
 from quilate.optim.schedules import learning_rate
 from quilate.rng import Streams
@@ -55,6 +57,7 @@ def train(
     *,
     dtype: torch.dtype = torch.float32,
     checkpointing: bool = False,
+    lora: bool = False,
     stop: StopRequest | None = None,
     alter: Callable[[nn.Module], None] = lambda _: None,
 ) -> list[list[Any]]:
@@ -63,6 +66,8 @@ def train(
     streams = Streams(5)
     torch.manual_seed(streams.seed)
     model = tiny_llama(dtype=dtype)
+    if lora:
+        model = add_lora(model, LoraConfig(rank=2, dropout=0.0), base=folder)
     if checkpointing:
         recompute_activations(model)
     batches = ExampleBatches(random_examples(LENGTHS), batch_size=5, epochs=3, seed=5, micro_batch_tokens=25)
@@ -103,17 +108,15 @@ def main(folder: Path) -> None:
         ("fsdp", partial(train, folder / "fsdp-checkpointing", checkpointing=True)),
         ("fsdp", partial(train, folder / "fsdp-bf16", dtype=torch.bfloat16)),
         ("fsdp", partial(train, folder / "one-then-two")),  # a process alone has begun it
+        ("fsdp-offload", partial(train, folder / "fsdp-offload")),
+        ("fsdp", partial(train, folder / "fsdp-lora", lora=True)),
     ]
-    os.environ[SHARDING] = scenarios[0][0]
     with processes() as world:
-        for number, (sharding, run) in enumerate(scenarios):
+        for sharding, run in scenarios:
             os.environ[SHARDING] = sharding
-            if number and not world.leads:
-                dist.barrier()  # as in `processes`: the first process passes it in `shard`
-            try:
-                run()
-            except Released:
-                assert not world.leads
+            if world.leads or called():
+                with suppress(Released):
+                    run()
             dist.barrier()
             faults.disarm()
 

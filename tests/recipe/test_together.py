@@ -1,8 +1,9 @@
-"""A stage trained by two processes through the recipe: killed, finished by one process, and the other way round."""
+"""A stage trained by two processes through the recipe: killed, and finished by one process."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copyfile
 
 import pytest
 from safetensors.torch import load_file
@@ -12,11 +13,12 @@ from quilate import config
 from quilate.engine.interrupts import StopRequest
 from quilate.engine.runlog import Progress, read_metrics
 from quilate.errors import MachineError
-from quilate.files import read_json, write_text
-from quilate.recipe.executors.subprocess import ALONE, Together
+from quilate.files import make_folder, read_json, write_text
+from quilate.recipe.executors.subprocess import Together
 from quilate.recipe.graph import Node
 from quilate.recipe.run import run_recipe
 from quilate.recipe.schema import Recipe
+from quilate.recipe.worker import run_stage
 
 RECIPE = """\
 recipe: juntos
@@ -28,8 +30,8 @@ task:
   label: etiqueta
   split: {{train: 24, dev: 6, test: 12}}
 arms:
-  full: {{kind: finetune, method: full, precision: fp32, lr: 1e-3, batch_size: 6, epochs: 2, micro_batch_tokens: 128,
-         checkpoint_steps: 3}}
+  full: {{kind: finetune, method: full, precision: fp32, batch_size: 6, epochs: 2, micro_batch_tokens: 128,
+         checkpoint_steps: 3, search: {{lr: [3e-4, 1e-3]}}}}
 seeds: [0]
 """
 
@@ -42,40 +44,40 @@ class Silent:
     def finished(self, node: Node, seconds: float, *, reused: bool) -> None: ...
 
 
+def losses(stage: Path) -> list[list[float]]:
+    """Of each trial; the chosen one's are the stage's own."""
+    chosen = read_json(stage / "manifest.json")["facts"]["chosen"]
+    folders = [stage if number == chosen else stage / "trials" / f"{number:03}" for number in (0, 1)]
+    return [[row["loss"] for row in read_metrics(folder / "metrics.jsonl")] for folder in folders]
+
+
 @pytest.mark.slow
 def test_two_processes_killed_and_one_finishes(
     tmp_path: Path, llama_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The losses of all steps are those of one process, to 1e-5: the same samples in the same order."""
+    """The losses of all steps are those of one process, to 1e-5: the same samples in the same order. The arm tries two
+    rates, so that the first process calls the other twice; both are killed in the second trial."""
     rows = [f'"{sentence} Caso {n}.",{"sí" if n % 2 else "no"}' for n, sentence in enumerate(SENTENCES * 4)]
     write_text(tmp_path / "notas.csv", "\n".join(["texto,etiqueta", *rows]) + "\n")
     write_text(tmp_path / "receta.yaml", RECIPE.format(base=llama_directory))
-    recipe = config.load(Recipe, tmp_path / "receta.yaml")
-
-    def run(out: str, together: Together) -> Path:
-        run_recipe(
-            recipe, base_folder=tmp_path, out=tmp_path / out, listener=Silent(), stop=StopRequest(), until="full-s0",
-            together=together,
-        )  # fmt: skip
-        return next((tmp_path / out / "stages").glob("full-s0-*"))
-
-    alone = run("alone", ALONE)
-    monkeypatch.setenv("QUILATE_FAULTS", "fit.step:5:kill")
+    monkeypatch.setenv("QUILATE_FAULTS", "fit.step:13:kill")  # after the 8 steps of the first trial
     with pytest.raises(MachineError, match="stage full-s0: one of its processes died") as caught:
-        run("killed", Together(2, "fsdp"))
+        run_recipe(
+            config.load(Recipe, tmp_path / "receta.yaml"), base_folder=tmp_path, out=tmp_path / "run",
+            listener=Silent(), stop=StopRequest(), until="full-s0", together=Together(2, "fsdp"),
+        )  # fmt: skip
     assert "run the same command again" in (caught.value.hint or "")
-    monkeypatch.delenv("QUILATE_FAULTS")
-    (checkpoint,) = (tmp_path / "killed" / "stages").glob("full-s0-*/checkpoints/step-*")
+    (killed,) = (tmp_path / "run" / "stages").glob("full-s0-*")
+    (checkpoint,) = (killed / "trials" / "001" / "checkpoints").glob("step-*")
     assert checkpoint.name == "step-00000003"
-    finished = run("killed", ALONE)
-    assert finished.name == alone.name
-    losses = [[row["loss"] for row in read_metrics(stage / "metrics.jsonl")] for stage in (finished, alone)]
-    assert len(losses[0]) == 8
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    models = [load_file(stage / "model" / "model.safetensors") for stage in (finished, alone)]
+    assert len(list(checkpoint.glob("optimizer-0000?-of-00002.safetensors"))) == 2
+    alone = make_folder(tmp_path / "alone")
+    copyfile(killed / "config.yaml", alone / "config.yaml")
+    for folder in (killed, alone):  # here, in one process: `killed` goes on, `alone` begins
+        run_stage(folder, StopRequest())
+    assert read_json(killed / "manifest.json")["facts"]["tried"] == read_json(alone / "manifest.json")["facts"]["tried"]
+    assert [len(trial) for trial in losses(alone)] == [8, 8]
+    for found, expected in zip(losses(killed), losses(alone), strict=True):
+        assert found == pytest.approx(expected, abs=1e-5)
+    models = [load_file(folder / "model" / "model.safetensors") for folder in (killed, alone)]
     assert all((models[0][name] - tensor).abs().max() < 1e-5 for name, tensor in models[1].items())
-    together = run("together", Together(2, "ddp"))
-    facts = read_json(together / "manifest.json")["facts"]
-    assert facts["processes"] == {"number": 2, "sharding": "ddp"}
-    again = [row["loss"] for row in read_metrics(together / "metrics.jsonl")]
-    assert again == pytest.approx(losses[1], abs=1e-5)

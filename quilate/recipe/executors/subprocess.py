@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from threading import Thread
-from typing import Any, Literal
+from typing import Any
 
-from quilate.engine.distributed import SHARDING
+from quilate.engine.distributed import SHARDING, Sharding
 from quilate.engine.interrupts import StopRequest
 from quilate.engine.runlog import Progress
 from quilate.errors import BY_EXIT_CODE, Interrupted, MachineError, QuilateError
@@ -28,7 +28,7 @@ USES_NETWORK = ("base",)  # a hub name is fetched there, and nowhere else
 
 EventListener = Callable[[Progress | str], None]
 
-TRAIN_TOGETHER = ("pretrain", "adapt", "sft", "reward", "dpo", "finetune")
+TRAIN_TOGETHER = ("pretrain", "adapt", "sft", "reward", "dpo", "finetune", "multitask")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Together:
     them itself, on several machines perhaps: `srun torchrun --nnodes=4 ...`."""
 
     processes: int = 1
-    sharding: Literal["ddp", "fsdp"] = "ddp"
+    sharding: Sharding = "ddp"
     launcher: str = ""
 
     @property
