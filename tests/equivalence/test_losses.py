@@ -11,10 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from quilate.data.packing import Example, pack
+from quilate.engine.completions import WithoutDropout
 from quilate.engine.language_modelling import LanguageModellingLoss
 from quilate.engine.loop import optimizer_step
-from quilate.errors import ModelError
+from quilate.errors import ConfigError, ModelError
 from quilate.models.attention import PACKED_ATTENTION, DocumentLayout, packed_attention
+from quilate.models.load import recompute_activations
 from quilate.optim.adamw import AdamW
 
 # Several groups of similar length, a pair of equal ones, a document of one token, one alone.
@@ -141,6 +143,32 @@ def test_dropout_in_training_is_used_by_packed_attention(monkeypatch: pytest.Mon
     loss(pack(documents([5])))
     assert set(rates[:-2]) == {0.5}
     assert rates[-2:] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_recomputed_activations_give_the_same_bits(architecture: str) -> None:
+    """Every layer is run a second time for the gradient, and nothing of it is kept meanwhile."""
+    found, visits = [], []
+    for recomputes in (False, True):
+        model = ARCHITECTURES[architecture]()
+        if recomputes:
+            recompute_activations(model)
+        model.train()
+        loss = LanguageModellingLoss(model)
+        calls: list[object] = []
+        layer = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)[0]
+        next(layer.children()).register_forward_pre_hook(lambda *_, calls=calls: calls.append(None))
+        loss(pack(documents())).backward()
+        found.append(gradients_of(model))
+        visits.append(len(calls))
+    assert visits[1] == 2 * visits[0] > 0
+    for name, gradient in found[0].items():
+        assert torch.equal(found[1][name], gradient), name
+
+
+def test_recomputing_is_refused_where_transformers_would_not_do_it() -> None:
+    with pytest.raises(ConfigError, match="training mode"):
+        recompute_activations(WithoutDropout(tiny_llama()))
 
 
 def one_update(

@@ -108,7 +108,8 @@ def cluster() -> Iterator[Any]:
     """A head that computes nothing and two nodes of one CPU; `fill` brings lost ones back."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    settings = {"worker_niceness": 0}  # 15 otherwise: beside other work the tests would take for ever
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": settings})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
