@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+TIME_TOLERANCE, MEMORY_TOLERANCE = 0.15, 0.10  # what a plan is to keep to
+
 if TYPE_CHECKING:
     from quilate.plan.against import Comparison
     from quilate.plan.estimate import Estimate
@@ -151,18 +153,34 @@ def _show_comparison(rows: Sequence[Comparison], *, json: bool) -> None:
         print(json_module.dumps([asdict(row) for row in rows], indent=2))
         return
     table = Table("stage", box=None, header_style="bold")
-    for column in ("train tokens", "planned", "time", "planned", "", "memory", "planned", "", "load"):
-        table.add_column(column, justify="right")
+    for quantity in ("train tokens", "time", "processors' time", "memory"):
+        for column in (quantity, "planned", "")[: 2 if quantity == "train tokens" else 3]:
+            table.add_column(column, justify="right")
+    table.add_column("load", justify="right")
     for row in rows:
         table.add_row(
             row.planned.name, f"{row.train_tokens:,}", f"{row.planned.train_tokens:,}",
             clock(row.seconds), *_beside(row.planned.seconds, row.seconds, clock),
+            clock(row.cpu_seconds), *_beside(row.planned.cpu_seconds, row.cpu_seconds, clock),
             _gigabytes(row.memory_bytes), *_beside(row.planned.memory_bytes, row.memory_bytes, _gigabytes),
             f"{row.busy:.1f}",
         )  # fmt: skip
     seconds, planned = sum(r.seconds for r in rows), sum(r.planned.seconds or 0.0 for r in rows)
-    table.add_row("in all", "", "", clock(seconds), *_beside(planned or None, seconds, clock), "", "", "", "")
-    result_console().print(table)
+    of_processors = sum(r.cpu_seconds for r in rows), sum(r.planned.cpu_seconds or 0.0 for r in rows)
+    table.add_row(
+        "in all", "", "", clock(seconds), *_beside(planned or None, seconds, clock),
+        clock(of_processors[0]), *_beside(of_processors[1] or None, of_processors[0], clock), "", "", "", "",
+    )  # fmt: skip
+    console = result_console()
+    console.print(table)
+    for quantity, tolerance, actual, of_plan in (
+        ("time", TIME_TOLERANCE, [r.seconds for r in rows], [r.planned.seconds for r in rows]),
+        ("processors' time", TIME_TOLERANCE, [r.cpu_seconds for r in rows], [r.planned.cpu_seconds for r in rows]),
+        ("memory", MEMORY_TOLERANCE, [float(r.memory_bytes) for r in rows], [r.planned.memory_bytes for r in rows]),
+    ):
+        known = [(a, p) for a, p in zip(actual, of_plan, strict=True) if p is not None]
+        near = sum(abs(p - a) <= tolerance * a for a, p in known)
+        console.print(f"{quantity}: {near} of {len(known)} stages within {tolerance:.0%}")
 
 
 def _beside(planned: float | None, actual: float, words: Any) -> tuple[str, str]:

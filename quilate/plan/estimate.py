@@ -13,10 +13,12 @@ from quilate.errors import DataError
 from quilate.plan.formulas import MFU, gpu_hours, reading_flops, reading_memory, training_flops, training_memory
 from quilate.plan.hardware import Gpu
 from quilate.plan.probe import measured
+from quilate.plan.took import longest
 from quilate.plan.workloads import Workload, Workloads
 from quilate.recipe.executors.subprocess import stage_environment
 from quilate.recipe.graph import Graph, Node
-from quilate.recipe.run import RunListener, run_recipe
+from quilate.recipe.listener import RunListener
+from quilate.recipe.run import run_recipe
 from quilate.recipe.schema import Recipe
 
 # They read files, and say what all others will compute: a plan brings them to their end, and a run reuses them.
@@ -25,8 +27,9 @@ READING = ("task", "base", "corpus", "conversations", "preferences")
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one stage. `seconds` and `memory_bytes` are this machine's, or None where it was not probed; `gpu_seconds` and
-    `gpu_memory_bytes` are those of a GPU, from tables. `load` is the busiest that the machine was while probed."""
+    """Of one stage. `seconds`, `cpu_seconds` and `memory_bytes` are this machine's, or None where it was not probed;
+    `gpu_seconds` and `gpu_memory_bytes` are those of a GPU, from tables. `load` is the busiest that the machine was
+    while probed."""
 
     name: str
     kind: str
@@ -37,6 +40,7 @@ class Estimate:
     parameters: int = 0
     trainable: int = 0
     seconds: float | None = None
+    cpu_seconds: float | None = None
     memory_bytes: float | None = None
     gpu_seconds: float | None = None
     gpu_memory_bytes: float | None = None
@@ -122,8 +126,11 @@ def _estimate(node: Node, workload: Workload | None, gpu: Gpu | None, gpus: int,
 def _with_rates(estimate: Estimate, workload: Workload, note: Callable[[str], None]) -> Estimate:
     environment = stage_environment(offline=True)
     rates = [measured(part.probe, environment, note=note) for part in workload.parts]
-    seconds = max(rate.load_seconds for rate in rates) + workload.saves * max(rate.save_seconds for rate in rates)
-    seconds += workload.other_seconds
-    seconds += sum(part.tokens * rate.seconds for part, rate in zip(workload.parts, rates, strict=True))
-    memory = max(rate.peak_bytes for rate in rates)
-    return replace(estimate, seconds=seconds, memory_bytes=memory, load=max(rate.load for rate in rates))
+    took = workload.other + longest(rate.loading for rate in rates)
+    took += longest(rate.saving for rate in rates) * workload.saves
+    for part, rate in zip(workload.parts, rates, strict=True):
+        took += rate.token * part.tokens
+    return replace(
+        estimate, seconds=took.seconds, cpu_seconds=took.cpu_seconds, load=max(rate.load for rate in rates),
+        memory_bytes=max(rate.peak_bytes for rate in rates),
+    )  # fmt: skip

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from quilate.phases.language_modelling import CorpusMixture
 from quilate.phases.pretrain import PretrainConfig, tokenizer_of
 from quilate.phases.stage import StageContext
 from quilate.plan.formulas import Dimensions
+from quilate.plan.took import Took
 
-TOKENIZER_SECONDS = "tokenizer-seconds.json"
+TOKENIZER_TOOK = "tokenizer-took.json"
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Model:
         return Dimensions(parameters, int(config.hidden_size), layers, int(config.vocab_size)), trainable
 
 
-def stand_in(context: StageContext[PretrainConfig], mixture: CorpusMixture, contents: list[str]) -> tuple[Model, float]:
+def stand_in(context: StageContext[PretrainConfig], mixture: CorpusMixture, contents: list[str]) -> tuple[Model, Took]:
     """A directory with the tokenizer and the shape that a `pretrain` stage will have, its weights untrained.
 
     Args:
         contents: identities of the corpora; with the config they say whether it was made before.
 
     Returns:
-        The model, and the seconds that the tokenizer took.
+        The model, and the time that the tokenizer took.
     """
     import transformers
 
@@ -66,18 +66,18 @@ def stand_in(context: StageContext[PretrainConfig], mixture: CorpusMixture, cont
 
     config = context.config
     shape = {k: v for k, v in config.as_json().items() if k in ("shape", "size", "config", "vocabulary", "tokenizer")}
-    folder = cache_folder() / "shapes" / digest([shape, config.context, contents])[:24]
+    folder = cache_folder() / "shapes" / digest([shape, config.context, contents, TOKENIZER_TOOK])[:24]
     if not folder.is_dir():
         transformers.utils.logging.disable_progress_bar()
-        started = time.perf_counter()
+        started = Took.so_far()
         tokenizer = tokenizer_of(context, mixture)
-        seconds = time.perf_counter() - started
+        took = Took.so_far() - started
         described = shape_of(context, tokenizer)
         model = create(described, masked=is_masked_shape(config, described))
         with atomic_folder(folder) as place:
             save_model(model, tokenizer, place)
-            write_json(place / TOKENIZER_SECONDS, seconds)
-    return Model(folder), float(read_json(folder / TOKENIZER_SECONDS))
+            write_json(place / TOKENIZER_TOOK, asdict(took))
+    return Model(folder), Took(**read_json(folder / TOKENIZER_TOOK))
 
 
 def pretend_stage(folder: Path, model: Model) -> Path:

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import Any, Literal
 
 from quilate.errors import QuilateError
 from quilate.files import cache_folder, digest, read_json, sha256_of_file, write_json
+from quilate.plan.took import Took
 
-VERSION = 1  # counted up when a probe would measure something else
+VERSION = 2  # counted up when a probe would measure something else
 
 Activity = Literal["train", "loss", "encode", "score"]
 
@@ -56,16 +56,21 @@ class ProbeSpec:
 
 @dataclass(frozen=True)
 class Rate:
-    """`seconds` a token, `load_seconds` and `save_seconds` once, `peak_bytes` of the whole process; `load` is the
-    machine's load average when it began, which disturbs it where it is not near zero."""
+    """What a token takes, and once the loading and saving of the model; `peak_bytes` of the whole process; `load` is
+    the machine's load average when it began, which disturbs it where it is not near zero."""
 
-    seconds: float
-    load_seconds: float
-    save_seconds: float
+    token: Took
+    loading: Took
+    saving: Took
     peak_bytes: int
     parameters: int
     trainable: int
     load: float
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Rate:
+        """Inverse of `asdict`."""
+        return cls(**value | {name: Took(**value[name]) for name in ("token", "loading", "saving")})
 
 
 def measured(spec: ProbeSpec, environment: dict[str, str], *, note: Callable[[str], None] = lambda _: None) -> Rate:
@@ -79,7 +84,7 @@ def measured(spec: ProbeSpec, environment: dict[str, str], *, note: Callable[[st
     """
     kept = cache_folder() / "probes" / f"{digest([machine_identity(), spec.key()])[:32]}.json"
     if kept.exists():
-        return Rate(**read_json(kept))
+        return Rate.from_json(read_json(kept))
     documents = sum(len(batch) for step in spec.steps for batch in step)
     note(f"measuring {spec.activity} of {Path(spec.model).name} on {documents} documents")
     done = subprocess.run(
@@ -91,7 +96,7 @@ def measured(spec: ProbeSpec, environment: dict[str, str], *, note: Callable[[st
             f"the probe of {spec.activity} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}",
             hint="run with --gpu and --no-probe to plan from tables alone",
         )
-    rate = Rate(**json.loads(done.stdout.splitlines()[-1]))
+    rate = Rate.from_json(json.loads(done.stdout.splitlines()[-1]))
     write_json(kept, asdict(rate))
     return rate
 
@@ -125,32 +130,32 @@ class _Probe:
         from quilate.models.precision import compute_dtype
 
         self.spec, self.folder = spec, Path(spec.model)
-        started = time.perf_counter()
+        started = Took.so_far()
         self.tokenizer = load_tokenizer(self.folder)
         self.model = load_language_model(self.folder, dtype=compute_dtype(spec.precision))  # type: ignore[arg-type]
-        self.load_seconds = time.perf_counter() - started
+        self.loading = Took.so_far() - started
         if spec.tuning is not None:
             self.model = tuned(self.model, spec.tuning, self.folder)
 
     def run(self, load: float) -> Rate:
         from quilate.models.load import save_model, trainable_parameters
 
-        spec, save_seconds = self.spec, 0.0
+        spec, saving = self.spec, Took()
         activities = {"train": self._train, "loss": self._loss, "encode": self._encode, "score": self._score}
-        tokens, seconds = activities[spec.activity]()
+        tokens, took = activities[spec.activity]()
         if spec.activity == "train":
-            started = time.perf_counter()
+            started = Took.so_far()
             with tempfile.TemporaryDirectory() as place:
                 save_model(self.model, self.tokenizer, Path(place))
                 for path in Path(place).iterdir():
                     sha256_of_file(path)  # as for the manifest
-            save_seconds = time.perf_counter() - started
+            saving = Took.so_far() - started
         parameters = sum(p.numel() for p in self.model.parameters())
         trainable = trainable_parameters(self.model)
-        return Rate(seconds / tokens, self.load_seconds, save_seconds, peak_bytes(), parameters, trainable, load)
+        return Rate(took * (1 / tokens), self.loading, saving, peak_bytes(), parameters, trainable, load)
 
-    def _train(self) -> tuple[int, float]:
-        """Tokens and seconds of all steps but the first, which warms up; it should be the largest."""
+    def _train(self) -> tuple[int, Took]:
+        """Tokens and time of all steps but the first, which warms up; it should be the largest."""
         from quilate.engine.language_modelling import LanguageModellingLoss
         from quilate.engine.loop import curvature_step, optimizer_step
         from quilate.optim.choice import make_optimizer
@@ -163,21 +168,21 @@ class _Probe:
         loss = LanguageModellingLoss(self.model)
         probed = loss.to_probe(optimizer)
         self.model.train()
-        tokens, seconds = 0, 0.0
+        tokens, total = 0, Took()
         for number, step in enumerate(self.spec.steps):
             batches = [self._packed(batch) for batch in step]
-            started = time.perf_counter()
+            started = Took.so_far()
             optimizer_step(batches, loss, optimizer, learning_rate=1e-6, clip_norm=1.0)
-            taken = time.perf_counter() - started
+            took = Took.so_far() - started
             if isinstance(optimizer, Sophia) and probed is not None:
-                started = time.perf_counter()
+                started = Took.so_far()
                 curvature_step(batches, probed, optimizer)
-                taken += (time.perf_counter() - started) / optimizer.every
+                took += (Took.so_far() - started) * (1 / optimizer.every)
             if number > 0 or len(self.spec.steps) == 1:
-                tokens, seconds = tokens + sum(b.tokens for b in batches), seconds + taken
-        return tokens, seconds
+                tokens, total = tokens + sum(b.tokens for b in batches), total + took
+        return tokens, total
 
-    def _loss(self) -> tuple[int, float]:
+    def _loss(self) -> tuple[int, Took]:
         import torch
 
         from quilate.engine.language_modelling import LanguageModellingLoss
@@ -186,7 +191,7 @@ class _Probe:
         with torch.no_grad():
             return self._timed([self._packed(batch) for batch in self.spec.steps[0]], lambda batch: float(loss(batch)))
 
-    def _encode(self) -> tuple[int, float]:
+    def _encode(self) -> tuple[int, Took]:
         import torch
 
         from quilate.models.encoder import DocumentEncoder
@@ -197,14 +202,14 @@ class _Probe:
             return self._timed(batches, lambda b: encoder(b.input_ids, b.position_ids, b.lengths))
 
     @staticmethod
-    def _timed(batches: Sequence[Any], work: Callable[[Any], Any]) -> tuple[int, float]:
+    def _timed(batches: Sequence[Any], work: Callable[[Any], Any]) -> tuple[int, Took]:
         work(batches[0])
-        started = time.perf_counter()
+        started = Took.so_far()
         for batch in batches:
             work(batch)
-        return sum(batch.tokens for batch in batches), time.perf_counter() - started
+        return sum(batch.tokens for batch in batches), Took.so_far() - started
 
-    def _score(self) -> tuple[int, float]:
+    def _score(self) -> tuple[int, Took]:
         import numpy as np
 
         from quilate.inference.likelihood import score_tokens
@@ -215,9 +220,9 @@ class _Probe:
         prompts = [prefix + rng.integers(self._vocabulary, size=length).tolist() for length in own]
         labels = self.spec.labels or []
         score_tokens(self.model, prompts[:1], labels)
-        started = time.perf_counter()
+        started = Took.so_far()
         found = score_tokens(self.model, prompts, labels)
-        return found.tokens - self.spec.prefix, time.perf_counter() - started
+        return found.tokens - self.spec.prefix, Took.so_far() - started
 
     @property
     def _vocabulary(self) -> int:

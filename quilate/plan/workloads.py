@@ -7,7 +7,6 @@ missing here, has no workload, and the plan says "not estimated".
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from quilate.phases.prompting import trials_of
 from quilate.phases.stage import StageContext
 from quilate.plan.models import Model, pretend_stage, stand_in
 from quilate.plan.probe import Activity, ProbeSpec
+from quilate.plan.took import Took
 from quilate.recipe.graph import Graph, Node
 from quilate.recipe.kinds import stage_kind
 from quilate.tasks.classification import ClassificationTask
@@ -65,14 +65,14 @@ class Workload:
     Attributes:
         tuning: how the model is made trainable (see `ProbeSpec`); None for all of it, or where nothing is trained.
         saves: whether it writes the model.
-        other_seconds: of this machine, for what no model does: making tokens, and a tokenizer.
+        other: time on this machine for what no model does: making tokens, and a tokenizer.
     """
 
     model: Model
     tuning: dict[str, Any] | None
     parts: list[Part]
     saves: bool = False
-    other_seconds: float = 0.0
+    other: Took = field(default_factory=Took)
     micro_batch_tokens: int = 0
     several_micro_batches: bool = False
     notes: list[str] = field(default_factory=list)
@@ -153,10 +153,10 @@ class Workloads:
         context = self._context(node)
         mixture = language_modelling.CorpusMixture.of(context.inputs, context.config.corpora)
         contents = [self.graph.nodes[name].id for role, name in node.inputs.items() if role.startswith("corpus")]
-        model, tokenizer_seconds = stand_in(context, mixture, contents)
+        model, of_tokenizer = stand_in(context, mixture, contents)
         self._models[node.name] = model
         workload = self._text_training(context, model, None, mixture, measured=1)
-        return replace(workload, other_seconds=workload.other_seconds + tokenizer_seconds)
+        return replace(workload, other=workload.other + of_tokenizer)
 
     def _adapt(self, node: Node) -> Workload:
         context, model = self._context(node), self._below(node).merged()
@@ -186,8 +186,8 @@ class Workloads:
             Part(_probe(model, "train", config, _largest_first(steps), tuning, config.optimizer), config.tokens),
             *_reading(model, config, held_out, times=measured),
         ]
-        tokenizing = sum(seconds for _, seconds in sampled.values())
-        return replace(_training_workload(model, tuning, parts, steps), other_seconds=tokenizing)
+        tokenizing = sum((took for _, took in sampled.values()), Took())
+        return replace(_training_workload(model, tuning, parts, steps), other=tokenizing)
 
     def _sft(self, node: Node) -> Workload:
         context, model = self._context(node), self._below(node).merged()
@@ -428,15 +428,15 @@ def _grouped(documents: Documents, limit: int) -> list[Documents]:
     return groups
 
 
-def _sampled_shard(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> tuple[Shard, float]:
-    """Some of the documents, taken evenly, as tokens; and the seconds that all of them will take."""
+def _sampled_shard(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> tuple[Shard, Took]:
+    """Some of the documents, taken evenly, as tokens; and the time that all of them will take."""
     size = sum(len(document.encode()) for document in documents)
     every = max(1, size // SAMPLE_BYTES)
-    started = time.perf_counter()
+    started = Took.so_far()
     tokens = language_modelling.document_tokens(tokenizer, documents[::every])
-    seconds = (time.perf_counter() - started) * every
+    took = (Took.so_far() - started) * every
     flat = np.array([token for document in tokens for token in document], dtype=np.uint32)
-    return Shard(flat, np.cumsum([len(document) for document in tokens]), 0, "sample"), seconds
+    return Shard(flat, np.cumsum([len(document) for document in tokens]), 0, "sample"), took
 
 
 def _causal_example(id: str, tokens: np.ndarray, _: Any) -> Example:

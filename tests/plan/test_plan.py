@@ -10,7 +10,7 @@ from support import tiny_llama
 
 from quilate.files import read_json
 from quilate.plan.models import Model
-from quilate.plan.probe import ProbeSpec, measured
+from quilate.plan.probe import ProbeSpec, Rate, measured
 from quilate.recipe.executors.subprocess import stage_environment
 
 
@@ -34,7 +34,7 @@ def test_a_probe_is_run_once(llama_directory: Path, tmp_path: Path, monkeypatch:
     )
     said: list[str] = []
     rate = measured(spec, stage_environment(offline=True), note=said.append)
-    assert rate.seconds > 0 and rate.peak_bytes > 50e6
+    assert min(rate.token.seconds, rate.token.cpu_seconds) > 0 and rate.peak_bytes > 50e6
     assert rate.trainable == rate.parameters == sum(p.numel() for p in tiny_llama().parameters())
     other = tmp_path / "other"
     other.mkdir()
@@ -42,5 +42,5 @@ def test_a_probe_is_run_once(llama_directory: Path, tmp_path: Path, monkeypatch:
     assert measured(replace(spec, model=str(other)), {}, note=said.append) == rate
     assert len(said) == 1
     kept = list((tmp_path / "cache" / "probes").iterdir())
-    assert [read_json(path)["seconds"] for path in kept] == [rate.seconds]
+    assert [Rate.from_json(read_json(path)) for path in kept] == [rate]
     assert replace(spec, activity="loss").key() != spec.key()
