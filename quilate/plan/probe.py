@@ -20,7 +20,7 @@ from quilate.errors import QuilateError
 from quilate.files import cache_folder, digest, read_json, sha256_of_file, write_json
 from quilate.plan.took import Took
 
-VERSION = 2  # counted up when a probe would measure something else
+VERSION = 3  # counted up when a probe would measure something else
 
 Activity = Literal["train", "loss", "encode", "score"]
 
@@ -117,9 +117,12 @@ def main() -> None:
     """Measure what standard input asks for."""
     load = os.getloadavg()[0]
     spec = ProbeSpec(**json.loads(sys.stdin.read()))
+    from quilate.recipe.executors.subprocess import has_gpu
     from quilate.recipe.worker import import_what_models_need
 
-    import_what_models_need()  # as every stage's process has, for its memory
+    import_what_models_need()
+    if not has_gpu() and (forked := os.fork()):  # as a stage is: what importing alone has touched is not its memory
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]))
     rate = _Probe(spec).run(load)
     print(json.dumps(asdict(rate)))
 
@@ -203,7 +206,8 @@ class _Probe:
 
     @staticmethod
     def _timed(batches: Sequence[Any], work: Callable[[Any], Any]) -> tuple[int, Took]:
-        work(batches[0])
+        for batch in batches:  # the first time memory is new, which of many batches none would see
+            work(batch)
         started = Took.so_far()
         for batch in batches:
             work(batch)
@@ -219,7 +223,7 @@ class _Probe:
         own = [length for batch in self.spec.steps[0] for length, _ in batch]
         prompts = [prefix + rng.integers(self._vocabulary, size=length).tolist() for length in own]
         labels = self.spec.labels or []
-        score_tokens(self.model, prompts[:1], labels)
+        score_tokens(self.model, prompts, labels)  # the first time memory is new, which of many batches none would see
         started = Took.so_far()
         found = score_tokens(self.model, prompts, labels)
         return found.tokens - self.spec.prefix, Took.so_far() - started

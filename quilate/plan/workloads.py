@@ -46,7 +46,7 @@ Documents = list[tuple[int, int]]  # (tokens, supervised tokens) of each
 
 SAMPLE_BYTES = 300_000  # of each corpus, tokenized to know how long its documents are (guess)
 MASKED_SHARE = 0.15  # Devlin et al. 2019
-PROBED_STEPS = 3  # the largest, which warms up, and two that are timed
+PROBED_STEPS = 5  # the largest, which warms up, and four that are timed (guess)
 PROBED_BATCHES = 3  # of a forward pass
 
 
@@ -235,8 +235,9 @@ class Workloads:
     ) -> Workload:
         config: alignment.PreferenceTraining = context.config
         batches = alignment.plan(config, prompts, context.seed)
-        chosen = [[_documents(batch.packed) for batch in batches[step]] for step in _spread(len(batches), PROBED_STEPS)]
-        tokens = sum(prompts[i].tokens for batch in batches.plan for i in batch)
+        sizes = [sum(prompts[i].tokens for i in batch) for batch in batches.plan]
+        chosen = [[_documents(batch.packed) for batch in batches[step]] for step in _probed(sizes)]
+        tokens = sum(sizes)
         tuning = _tuning(config)
         train = Part(_probe(model, "train", config, _largest_first(chosen), tuning), tokens)
         return _training_workload(model, tuning, [train, *readings], chosen)
@@ -272,8 +273,9 @@ class Workloads:
         from quilate.phases.example_training import plan_batches
 
         batches = plan_batches(context.config, examples, context.seed)
-        chosen = [[_documents(batch) for batch in batches[step]] for step in _spread(len(batches), PROBED_STEPS)]
-        tokens = sum(len(examples[i].tokens) for batch in batches.plan for i in batch)
+        sizes = [sum(len(examples[i].tokens) for i in batch) for batch in batches.plan]
+        chosen = [[_documents(batch) for batch in batches[step]] for step in _probed(sizes)]
+        tokens = sum(sizes)
         train = Part(_probe(model, "train", context.config, _largest_first(chosen), tuning), tokens)
         return _training_workload(model, tuning, [train, *readings], chosen)
 
@@ -411,6 +413,12 @@ def _documents(batch: PackedBatch) -> Documents:
 def _largest_first(steps: list[list[Documents]]) -> list[list[Documents]]:
     """The step with the largest micro-batch warms up, so that the probe's peak of memory is the stage's."""
     return sorted(steps, key=lambda step: -max(sum(length for length, _ in batch) for batch in step))
+
+
+def _probed(sizes: Sequence[int]) -> list[int]:
+    """Steps to measure, by the tokens of each: the largest, for the peak of memory, and others evenly over all."""
+    largest = max(range(len(sizes)), key=sizes.__getitem__)
+    return [largest, *(step for step in _spread(len(sizes), PROBED_STEPS - 1) if step != largest)]
 
 
 def _spread(count: int, wanted: int) -> list[int]:

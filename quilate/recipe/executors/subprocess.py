@@ -97,7 +97,7 @@ class StageProcesses:
             self._server = _Server(offline=offline, log=folder / "log.txt")
         finished = False
         try:
-            code = self._server.run(folder, warm=uses_models and not _has_gpu(), on_event=on_event, stop=stop)
+            code = self._server.run(folder, warm=uses_models and not has_gpu(), on_event=on_event, stop=stop)
             finished = True
         finally:
             if not finished:  # a listener raised, or the server is gone: leave no stage running unattended
@@ -221,7 +221,7 @@ class Ended:
     code: int
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
     """Whether CUDA may be initialized while libraries are imported: it does not survive a fork."""
     return Path("/dev/nvidiactl").exists()
 
