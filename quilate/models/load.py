@@ -315,7 +315,8 @@ def recompute_activations(model: torch.nn.Module) -> None:
             "`gradient_checkpointing` needs a model in training mode, and alignment trains without dropout",
             hint="leave it out of this stage, and lower `micro_batch_tokens` instead",
         )
-    enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable  # its older name
+    older_name = "gradient_checkpointing_enable"
+    enable = getattr(inner, "activation_checkpointing_enable", None) or getattr(inner, older_name)
     enable({"use_reentrant": False})
 
 

@@ -152,6 +152,20 @@ def test_the_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         Run(tmp_path / "b", method="lora").again()
 
 
+@pytest.mark.parametrize("change", ["one row, which would be broadcast", "a tensor too many"])
+def test_the_state_of_another_model_is_refused_before_a_tensor_is_copied(change: str) -> None:
+    optimizer = AdamW(torch.nn.Linear(4, 3).named_parameters(), weight_decay=0.0)
+    before = {name: tensor.clone() for name, tensor in optimizer.state().items()}
+    other = {name: tensor + 1 for name, tensor in before.items()}
+    if change.startswith("one row"):
+        other["first_moment.weight"] = other["first_moment.weight"][:1]
+    else:
+        other["master.scale"] = torch.ones(1)
+    with pytest.raises(KeyError, match="tensors differ"):
+        optimizer.restore(other)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in optimizer.state().items())
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
     first, second = (Run(tmp_path / name, method="lora", dtype=torch.bfloat16).again() for name in "ab")
     assert_same_bits(first, second)

@@ -1,20 +1,22 @@
 """Take each guard away, one at a time, and see its test fail: `python tests/faults/mutations.py [--write] [NAME ...]`.
 
 A test that stays green without what it tests is no test. The work is done on a copy of the tree. `--write` puts the
-results into the table of docs/reliability.md. A mutation is a text of the source and what takes its place;
-`tests/faults/test_mutations.py` checks that each text still occurs exactly once.
+results into the table of docs/reliability.md; `--missing` tries those that it has none of. A mutation is a text of the
+source and what takes its place; `tests/faults/test_mutations.py` checks that each text still occurs exactly once.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
@@ -179,7 +181,7 @@ MUTATIONS = [
              "        (loss_sum / batch.weight / len(micro_batches)).backward()",
              f"{LOSSES} -k eight_micro"),
     Mutation("20", "documents of a packed row do not see one another", "quilate/models/encoder.py",
-             "DocumentLayout.of(lengths, self.device)", "DocumentLayout.of([sum(lengths)], self.device)",
+             "DocumentLayout.of(lengths, self", "DocumentLayout.of([sum(lengths)], self",
              f"{LOSSES} -k packed_loss"),
     Mutation("20", "micro-batches' gradients are summed in fp32", "quilate/optim/master.py",
              "self._accumulated[name] = gradient.float()", "self._accumulated[name] = gradient", f"{LOSSES}"),
@@ -219,18 +221,36 @@ def tried(mutation: Mutation, tree: Path) -> str:
         raise SystemExit(f"{mutation.file}: {mutation.old!r} occurs {whole.count(mutation.old)} times, not once")
     source.write_text(whole.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
-        command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {mutation.tests}"
-        environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(["sh", "-c", command], cwd=tree, env=environment, capture_output=True, text=True)
+        code, output = pytest_in_fork(mutation.tests, tree)
     finally:
         source.write_text(whole, encoding="utf-8")
-    if done.returncode == 0:
+    if code == 0:
         return ""
-    if done.returncode != 1:
-        raise SystemExit(f"pytest could not run {mutation.tests}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    failed = re.search(r"^(?:FAILED|ERROR) \S+?::(\w+)", done.stdout, re.MULTILINE)
-    assert failed is not None, done.stdout[-2000:]
-    return f"`{failed[1]}`: {seen(done.stdout)}"
+    if code != 1:
+        raise SystemExit(f"pytest could not run {mutation.tests}:\n{output[-4000:]}")
+    failed = re.search(r"^(?:FAILED|ERROR) \S+?::(\w+)", output, re.MULTILINE)
+    assert failed is not None, output[-2000:]
+    return f"`{failed[1]}`: {seen(output)}"
+
+
+def pytest_in_fork(tests: str, tree: Path) -> tuple[int, str]:
+    """The exit code and output of pytest, run in `tree` by a fork of this process, which has imported what takes
+    seconds and nothing of quilate."""
+    with tempfile.TemporaryFile() as output:
+        child = os.fork()
+        if child == 0:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            os.chdir(tree)
+            sys.path.insert(0, str(tree))
+            os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+            sys.dont_write_bytecode = True
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)])
+            sys.stdout.flush()
+            os._exit(code)
+        _, status = os.waitpid(child, 0)
+        output.seek(0)
+        return os.waitstatus_to_exitcode(status), output.read().decode(errors="replace")
 
 
 def seen(output: str) -> str:
@@ -246,6 +266,13 @@ def row(mutation: Mutation, result: str) -> str:
 def main(arguments: list[str]) -> None:
     wanted = [a for a in arguments if not a.startswith("--")]
     chosen = [m for m in MUTATIONS if not wanted or any(w in f"{m.fault} {m.guard} {m.file}" for w in wanted)]
+    if "--missing" in arguments:
+        known = shown(PAGE.read_text(encoding="utf-8"))
+        chosen = [m for m in chosen if known.get(m.guard, NOT_RUN) == NOT_RUN]
+    import peft  # noqa: F401
+    import torch  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
     results = {}
     with tempfile.TemporaryDirectory() as place:
         for name in COPIED:
