@@ -98,13 +98,17 @@ def conclusion(found: Sequence[SeedAnalysis]) -> str:
             f"({against}): the similarity says "
             "nothing of what the demonstrations teach."
         )
-    untrained = _by_item(variants_of(found)[UNTRAINED], "sim_aou_normalized")
-    trained = _by_item([seed.variants["demonstrations"] for seed in found], "sim_aou_normalized")
+    variants = variants_of(found)
+    means = {
+        measure: [float(_by_item(variants[name], measure).mean()) for name in (UNTRAINED, "demonstrations")]
+        for measure in PANELS
+    }
+    reached = [f"{COLUMNS[m]} ({none:.3f} against {some:.3f})" for m, (none, some) in means.items() if none >= some]
     second = ""
-    if untrained.mean() >= trained.mean():
+    if reached:
         second = (
-            " The published measure (normalized) is at least as high for a model with random weights, which has "
-            "learned nothing in context: it must not be read as evidence."
+            " A model with random weights, which has learned nothing in context, reaches as much in "
+            f"{', '.join(reached)}: such a height must not be read as evidence."
         )
     return first + second
 

@@ -13,7 +13,7 @@ from quilate.recipe.schema import Recipe
 
 
 def cell(arm: str, score: float, *, make: float, ask: float, **more: Any) -> dict[str, Any]:
-    figures = {"seconds_to_make": make, "seconds_per_1000": ask, "tried": None}
+    figures = {"seconds_to_make": make, "seconds_per_1000": ask, "tried": None, "load_average": 1.5}
     return {"arm": arm, "seed": 0, "score": score} | figures | more
 
 
@@ -38,8 +38,10 @@ def test_break_even_and_the_spread_of_orders() -> None:
         cell("k16-orders", 0.625, make=9.0, ask=50.0, tried=[0.48, 0.71, 0.5]),
         cell("lora", 0.8, make=200.0, ask=10.0),
         cell("frozen", 0.7, make=60.0, ask=55.0),
+        cell("k32", 0.7, make=60.0, ask=55.0, load_average=7.0),
     ]
     page = study.page_of(recipe, {"mr": cells})
     assert "| mr | 0 | 3 | 48 to 71 | 62.5 |" in page
     assert "| mr | lora | 200.0 | 10.0 | 5,000 |" in page  # 200 s / (50 s - 10 s) x 1,000
     assert "| mr | frozen | 60.0 | 55.0 | never |" in page
+    assert "| mr | k32 |" not in page
