@@ -1,10 +1,10 @@
 """Peak memory of learning from rewards against LoRA SFT of the same model. `python -m benchmarks.alignment_memory`
 
 SmolLM2-135M-Instruct, an adapter of rank 16 on every linear layer, steps of 32 prompts of 64 tokens with 64 tokens to
-learn: 4,096 tokens, and as many in memory at once. PPO has policy, reference, value and reward model on one base, and
-writes its completions itself; GRPO has no value model and writes 8 completions for each of 4 prompts, from a reward of
-rules. Each is a stage of a recipe, run by `quilate run` in a process of its own; what is shown is the largest resident
-size of that process, imports, writing, measuring and saving included.
+learn: 4,096 tokens, and as many in memory at once (`--step` makes fewer). PPO has policy, reference, value and reward
+model on one base, and writes its completions itself; GRPO has no value model and writes 8 completions a prompt, judged
+by rules. Each is a stage of a recipe, run by `quilate run` in a process of its own; what is shown is the largest
+resident size of that process, imports, writing, measuring and saving included.
 """
 
 from __future__ import annotations
@@ -39,24 +39,25 @@ from quilate.recipe.evidence_stage import run_plan
 from quilate.recipe.manifest import finished_manifest
 
 PEAK_MEMORY = Quantity("peak memory of a stage", "MB", "lower")
-CASE = "32 x (64 + 64) tokens a step"
-STEP = 32
-PROMPTS = 36  # of which 34 are trained on: one step and a little
 MOST = 1.5  # times LoRA SFT, for PPO with its four models
 
 SFT, GRPO, PPO = "LoRA SFT", "GRPO", "PPO"
 SIDES = {"sft": Side(SFT, ""), "grpo": Side(GRPO, ""), "ppo": Side(PPO, "", ours=True)}
 
 
-def recipe(model: Path, tokens: int) -> dict[str, Any]:
-    """The stages, as a user writes them; `tokens` are those of a prompt and of a completion."""
-    step = {"length": max(64, 4 * tokens), "batch_size": STEP, "epochs": 2, "lora": {"rank": 16, "alpha": 32}}
+def recipe(model: Path, tokens: int, prompts: int) -> dict[str, Any]:
+    """The stages, as a user writes them.
+
+    Args:
+        tokens: of a prompt, and of a completion; prompts: of a step.
+    """
+    step = {"length": max(64, 4 * tokens), "batch_size": prompts, "epochs": 2, "lora": {"rank": 16, "alpha": 32}}
     online = {
-        "preferences": ["judged"], "batch_size": STEP, "epochs": 0.95, "max_new_tokens": tokens, "missing_end": None,
+        "preferences": ["judged"], "batch_size": prompts, "epochs": 0.95, "max_new_tokens": tokens, "missing_end": None,
         "lora": step["lora"],
     }  # fmt: skip
     by_model, by_rules = {"judge": {"kind": "stage", "on": "judge"}}, {"rules": {"kind": "rules", "path": "rules.yaml"}}
-    groups = {"prompts_per_iteration": STEP // 8, "completions_per_prompt": 8, "epochs": 0.24}
+    groups = {"prompts_per_iteration": prompts // 8, "completions_per_prompt": 8, "epochs": 0.25}
     return {
         "recipe": "memory",
         "base": str(model),
@@ -66,28 +67,28 @@ def recipe(model: Path, tokens: int) -> dict[str, Any]:
             "sft": {"kind": "sft", "conversations": ["talk"]} | step,
             "judge": {"kind": "reward", "preferences": ["judged"], "batch_size": 8} | {"length": step["length"]},
             "grpo": {"kind": "grpo", "rewards": by_rules} | online | groups,
-            "ppo": {"kind": "ppo", "rewards": by_model, "prompts_per_iteration": STEP, "passes": 2} | online,
+            "ppo": {"kind": "ppo", "rewards": by_model, "prompts_per_iteration": prompts, "passes": 2} | online,
         },
         "seeds": [0],
     }
 
 
-def prepare(model: Path, folder: Path, tokens: int) -> None:
-    """Write the recipe and its files: as many prompts, and texts to learn, as the steps need."""
+def prepare(model: Path, folder: Path, tokens: int, prompts: int) -> None:
+    """Write the recipe and its files: prompts, and texts to learn, for one step and a little."""
     tokenizer = load_tokenizer(model)
     long = (text for text in texts(9, words=2 * tokens) if len(text.split()) > tokens)
     pieces = [
         str(tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids[:tokens]))
-        for text in islice(long, 3 * PROMPTS)
+        for text in islice(long, 3 * (prompts + 4))
     ]
     rows = list(zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True))
     write_jsonl(folder / "talk.jsonl", [{"prompt": p, "completion": a} for p, a, _ in rows])
     write_jsonl(folder / "judged.jsonl", [{"prompt": p, "chosen": a, "rejected": b} for p, a, b in rows])
     write_text(folder / "rules.yaml", "rules:\n  - {name: vocal, pattern: '[aeiou]{2}', score: 1.0}\n")
-    write_json(folder / "recipe.yaml", recipe(model, tokens))  # JSON is YAML
+    write_json(folder / "recipe.yaml", recipe(model, tokens, prompts))  # JSON is YAML
 
 
-def run(folder: Path) -> list[Measurement]:
+def run(folder: Path, case: str) -> list[Measurement]:
     """Run the recipe; the peak of each stage, and what it trained on."""
     environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))}
     command = [sys.executable, "-m", "quilate", "run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]
@@ -105,7 +106,7 @@ def run(folder: Path) -> list[Measurement]:
             "steps": facts["steps"],
             "on one base": facts.get("rewards_on_the_policys_base"),
         }
-        measured.append(Measurement(side, CASE, 0, [cost["peak_memory_bytes"] / 1e6], seen))
+        measured.append(Measurement(side, case, 0, [cost["peak_memory_bytes"] / 1e6], seen))
     return measured
 
 
@@ -128,13 +129,15 @@ def check(measured: list[Measurement]) -> list[str]:
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--model", default=REAL_MODEL)
+    flags.add_argument("--step", type=int, default=32, help="prompts a step, a multiple of 8 (32)")
     flags.add_argument("--folder", type=Path, help="keep the run here; one that was interrupted goes on")
     arguments = flags.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = make_folder(arguments.folder or Path(name)).resolve()
         model = benchmark_model(arguments.model, folder, quick=arguments.quick)
-        prepare(model, folder, 8 if arguments.quick else 64)
-        measured = run(folder)
+        tokens = 8 if arguments.quick else 64
+        prepare(model, folder, tokens, arguments.step)
+        measured = run(folder, f"{arguments.step} x ({tokens} + {tokens}) tokens a step")
     ratios = compare(measured, PEAK_MEMORY)
     against_sft = next(ratio for ratio in ratios if ratio.against == SFT)
     result = Result(

@@ -53,7 +53,7 @@ SECTIONS = {
     ),
     "alignment_memory": (
         "Memory of learning from rewards",
-        "Peak resident size of a stage that trains SmolLM2-135M with LoRA of rank 16 on 4,096 tokens a step. PPO has "
+        "Peak resident size of a stage that trains SmolLM2-135M with LoRA of rank 16. PPO has "
         "policy, reference, value and reward model; all stand on one base. The peers are quilate's own stages: LoRA "
         "SFT on as many tokens, and GRPO.",
     ),

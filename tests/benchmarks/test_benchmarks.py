@@ -207,7 +207,7 @@ def test_a_script_from_start_to_end(
 
 
 def test_the_memory_of_alignment_is_that_of_stages_of_a_recipe(tmp_path: Path) -> None:
-    recipe = validate(Recipe, alignment_memory.recipe(tmp_path, 64), source="t")
+    recipe = validate(Recipe, alignment_memory.recipe(tmp_path, 64, 32), source="t")
     assert set(alignment_memory.SIDES) < set(recipe.stages)
     sides = alignment_memory.SIDES
     facts = {"steps": 2, "on one base": ["judge"]}
