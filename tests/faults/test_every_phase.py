@@ -149,17 +149,20 @@ def shortage() -> None:
 def test_short_of_memory_it_halves_the_micro_batch_and_follows_the_same_trajectory(
     phases: Phases, tmp_path: Path, name: str
 ) -> None:
-    """Two orders of the same fp32 sums: losses agree within 1e-3 of their size (guess)."""
+    """Two orders of the same fp32 sums: losses agree within 1e-3 of their size (guess). A prompt that completions share
+    is computed once in every micro-batch, so more of these compute more tokens."""
+    shares = STAGES[name] in ("ppo", "grpo")
     undisturbed = phases.undisturbed(name)
     folder = phases.fresh(name, tmp_path / "stage")
     faults.arm("fit.backward", shortage)
     phases.run(folder)
     ours, theirs = facts_of(folder), facts_of(undisturbed)
     assert ours["counts"] == theirs["counts"] | {"times micro-batches were halved": 1}
-    assert ours["tokens"] == theirs["tokens"]
+    assert ours["tokens"] >= theirs["tokens"] if shares else ours["tokens"] == theirs["tokens"]
     rows = [[json.loads(row) for row in (f / "metrics.jsonl").read_text().splitlines()] for f in (folder, undisturbed)]
     for mine, other in zip(*rows, strict=True):
-        assert (mine["step"], mine["tokens"]) == (other["step"], other["tokens"])
+        assert mine["step"] == other["step"]
+        assert mine["tokens"] >= other["tokens"] if shares else mine["tokens"] == other["tokens"]
         if other["loss"] != "nan":
             assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3, abs=1e-4)
 
