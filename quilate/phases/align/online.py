@@ -60,7 +60,7 @@ from quilate.tokenization.chat import ChatTemplate
 
 ADAM_EPS = 1e-5  # Huang et al. 2024; Adam's own 1e-8 makes the first steps of PPO larger
 KL_ALARM = 50.0  # nats a completion: Huang et al. (2024) see over-optimized policies, which win no more, from there on
-GAP_ALARM = 0.2  # nats a token (guess); rounding to bf16 makes about 0.04 with SmolLM2-135M
+GAP_ALARM = 0.2  # nats a token (guess); rounding to bf16 makes about 0.05 with SmolLM2-135M
 ENDED_ALARM = 0.5  # share of completions that end: below it most of what is learned from was cut (guess)
 
 
