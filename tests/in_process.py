@@ -37,6 +37,6 @@ def stages_in_this_process(folder: Path) -> Iterator[Path]:
     """Work in `folder`; recipes that are run meanwhile start no processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("quilate.recipe.run.StageProcesses", InThisProcess)
+        patch.setattr("quilate.recipe.run.StageProcesses", lambda _: InThisProcess())
         patch.setattr("quilate.recipe.worker.say", lambda **_: None)
         yield folder
