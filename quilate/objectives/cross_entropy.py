@@ -5,7 +5,7 @@ Shapes: S supervised positions, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -45,44 +45,77 @@ def linear_cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None
     return loss
 
 
+class HeadGradients:
+    """The gradients of a loss of the logits hidden @ weight.T + bias, added up over chunks of rows; those of the head in
+    fp32, for adding bf16 products in bf16 would lose the small ones.
+
+    Args:
+        hidden: [S, D]; weight: [V, D]; bias: [V] or None.
+        needed: of which of the three.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]) -> None:
+        self._hidden, self._weight = hidden, weight
+        self._dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        self.hidden = torch.empty_like(hidden) if needed[0] else None
+        self.weight = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
+        self.bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needed[2] else None
+
+    @property
+    def wanted(self) -> bool:
+        return any(gradient is not None for gradient in (self.hidden, self.weight, self.bias))
+
+    def add(self, rows: slice, logits_grad: Tensor) -> None:
+        """Args: logits_grad: [s, V], of the rows."""
+        if self.bias is not None:
+            self.bias += logits_grad.sum(0, dtype=torch.float32)
+        if self.hidden is not None:
+            self.hidden[rows] = logits_grad @ self._weight
+        if self.weight is not None:
+            self.weight += logits_grad.T @ self._hidden[rows]
+
+    def keep(self, ctx: Any) -> None:
+        """Store them where `scaled_by` finds them."""
+        ctx.save_for_backward(self.hidden, self.weight, self.bias)
+        ctx.dtypes = self._dtypes
+
+    def in_their_types(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """As autograd wants them, for hidden, weight and bias."""
+        return _typed((self.hidden, self.weight, self.bias), self._dtypes)
+
+    @staticmethod
+    def scaled_by(loss_grad: Tensor, ctx: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients that `keep` stored, times that of the loss."""
+        scaled = (None if gradient is None else gradient * loss_grad for gradient in ctx.saved_tensors)
+        return _typed(scaled, ctx.dtypes)
+
+
+def _typed(
+    gradients: Iterable[Tensor | None], dtypes: Iterable[torch.dtype | None]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    hidden, weight, bias = (None if g is None else g.to(dtype) for g, dtype in zip(gradients, dtypes, strict=True))
+    return hidden, weight, bias
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        hidden_grad = torch.empty_like(hidden) if needs_hidden else None
-        # fp32 across chunks: adding bf16 products in bf16 would lose the small ones.
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
+        gradients = HeadGradients(hidden, weight, bias, ctx.needs_input_grad)
         for start in range(0, hidden.shape[0], CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            wanted = hidden_grad is not None or weight_grad is not None or bias_grad is not None
-            losses, logits_grad = _losses(F.linear(hidden[rows], weight, bias), targets[rows], gradient=wanted)
+            logits = F.linear(hidden[rows], weight, bias)
+            losses, logits_grad = _losses(logits, targets[rows], gradient=gradients.wanted)
             loss += losses.sum()
-            if logits_grad is None:
-                continue
-            if bias_grad is not None:
-                bias_grad += logits_grad.sum(0, dtype=torch.float32)
-            if hidden_grad is not None:
-                hidden_grad[rows] = logits_grad @ weight
-            if weight_grad is not None:
-                weight_grad += logits_grad.T @ hidden[rows]
-        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
-        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+            if logits_grad is not None:
+                gradients.add(rows, logits_grad)
+        gradients.keep(ctx)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *loss_grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         refuse_second_derivative()
-        scale = loss_grads[0]
-        hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
-        weight_dtype, bias_dtype = ctx.dtypes
-        return (
-            None if hidden_grad is None else (hidden_grad * scale).to(hidden_grad.dtype),
-            None if weight_grad is None else (weight_grad * scale).to(weight_dtype),
-            None if bias_grad is None else (bias_grad * scale).to(bias_dtype),
-            None,
-        )
+        return *HeadGradients.scaled_by(loss_grads[0], ctx), None
 
 
 def _losses(logits: Tensor, targets: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
@@ -149,27 +182,13 @@ class _LinearTokenLogProbs(torch.autograd.Function):
     def backward(ctx: Any, *row_grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         refuse_second_derivative()
         hidden, weight, bias, targets = ctx.saved_tensors
-        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        hidden_grad = torch.empty_like(hidden) if needs_hidden else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
+        gradients = HeadGradients(hidden, weight, bias, ctx.needs_input_grad)
         for start in range(0, hidden.shape[0], CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             _, logits_grad = _losses(F.linear(hidden[rows], weight, bias), targets[rows], gradient=True)
             assert logits_grad is not None  # it was asked for
-            logits_grad.mul_(-row_grads[0][rows, None])
-            if bias_grad is not None:
-                bias_grad += logits_grad.sum(0, dtype=torch.float32)
-            if hidden_grad is not None:
-                hidden_grad[rows] = logits_grad @ weight
-            if weight_grad is not None:
-                weight_grad += logits_grad.T @ hidden[rows]
-        return (
-            hidden_grad,
-            None if weight_grad is None else weight_grad.to(weight.dtype),
-            None if bias_grad is None else bias_grad.to(bias.dtype),
-            None,
-        )
+            gradients.add(rows, logits_grad.mul_(-row_grads[0][rows, None]))
+        return *gradients.in_their_types(), None
 
 
 @torch.no_grad()
