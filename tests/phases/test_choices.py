@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stage_folder import StageFolder
 from support import tiny_llama, tiny_tokenizer
 
 from quilate.config import validate
-from quilate.engine.interrupts import StopRequest
 from quilate.errors import ConfigError
 from quilate.inference.choice import (
     ChoicePromptScorer,
@@ -26,7 +26,6 @@ from quilate.phases.evaluate import EVALUATE, EvaluateConfig, read_probabilities
 from quilate.phases.examples import choice_examples
 from quilate.phases.finetune import FINETUNE, FinetuneConfig
 from quilate.phases.icl import ICL, IclConfig
-from quilate.phases.stage import StageContext, StageReport, write_model_note
 from quilate.recipe.schema import Recipe
 from quilate.tasks.multiple_choice import ChoiceTask, MultipleChoiceConfig
 from quilate.tasks.prepare import prepare
@@ -129,29 +128,9 @@ def test_an_example_is_prompt_right_option_and_end(form: Any) -> None:
         assert example.supervised.sum() == len(example.tokens) - len(tokenizer(prompt).input_ids)
 
 
-class Folder:
-    """The folders that a recipe would have made."""
-
-    def __init__(self, root: Path, base: Path) -> None:
-        self.root = root
-        small_task().save(root / "task" / "task")
-        (root / "base").mkdir()
-        write_model_note(root / "base", base)
-
-    def run(self, kind: Any, name: str, config: Any, inputs: dict[str, str]) -> StageReport:
-        folder = self.root / name
-        folder.mkdir(exist_ok=True)
-        context: StageContext[Any] = StageContext(
-            config=config, inputs={role: self.root / place for role, place in inputs.items()}, folder=folder, seed=3,
-            base_folder=self.root, listener=lambda _: None, note=lambda _: None, stop=StopRequest(),
-        )  # fmt: skip
-        report: StageReport = kind.run(context)
-        return report
-
-
 @pytest.mark.parametrize(("method", "form"), [("full", "text"), ("lora", "text"), ("full", "letter")])
 def test_a_tuned_model_learns_to_answer(tmp_path: Path, llama_directory: Path, method: str, form: str) -> None:
-    folder = Folder(tmp_path, llama_directory)
+    folder = StageFolder(tmp_path, llama_directory, small_task())
     value = {"kind": "finetune", "method": method, "answer": form, "batch_size": 5, "epochs": 25, "lr": 1e-2,
              "precision": "fp32"}  # fmt: skip
     folder.run(FINETUNE, "arm", validate(FinetuneConfig, value, source="t"), {"task": "task", "model": "base"})
@@ -168,7 +147,7 @@ def test_a_tuned_model_learns_to_answer(tmp_path: Path, llama_directory: Path, m
 
 
 def test_a_prompted_arm_shows_solved_questions(tmp_path: Path, llama_directory: Path) -> None:
-    folder = Folder(tmp_path, llama_directory)
+    folder = StageFolder(tmp_path, llama_directory, small_task())
     config = validate(IclConfig, {"kind": "icl", "shots": 3, "answer": "letter"}, source="t")
     report = folder.run(ICL, "arm", config, {"task": "task", "model": "base"})
     scorer = load_scorer(tmp_path / "arm" / "scorer")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +10,11 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
+from stage_folder import StageFolder
 from support import save_directory, tiny_gpt2, tiny_llama, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from quilate.config import validate
-from quilate.engine.interrupts import StopRequest
 from quilate.engine.label_sets import LabelSetLoss
 from quilate.errors import ConfigError, ModelError
 from quilate.files import read_json
@@ -26,7 +25,6 @@ from quilate.phases.baselines import train_majority, train_tfidf
 from quilate.phases.evaluate import EVALUATE, EvaluateConfig, read_counts, read_label_sets
 from quilate.phases.examples import label_set_examples
 from quilate.phases.finetune import FINETUNE, FinetuneConfig
-from quilate.phases.stage import StageContext, StageReport, write_model_note
 from quilate.recipe.schema import Recipe
 from quilate.tasks.multi_label import MultiLabelConfig, MultiLabelTask, indicators
 from quilate.tasks.prepare import prepare
@@ -51,26 +49,6 @@ def small_task(*, repeat: int = 0) -> MultiLabelTask:
     task = prepare(validate(MultiLabelConfig, value, source="t"), {"all": rows}, {"all": {}})
     assert isinstance(task, MultiLabelTask)
     return task
-
-
-class Folder:
-    """The folders that a recipe would have made."""
-
-    def __init__(self, root: Path, base: Path, task: MultiLabelTask) -> None:
-        self.root = root
-        task.save(root / "task" / "task")
-        (root / "base").mkdir()
-        write_model_note(root / "base", base)
-
-    def run(self, kind: Any, name: str, config: Any, inputs: dict[str, str]) -> StageReport:
-        folder = self.root / name
-        folder.mkdir(exist_ok=True)
-        context: StageContext[Any] = StageContext(
-            config=config, inputs={role: self.root / place for role, place in inputs.items()}, folder=folder, seed=3,
-            base_folder=self.root, listener=lambda _: None, note=lambda _: None, stop=StopRequest(),
-        )  # fmt: skip
-        report: StageReport = kind.run(context)
-        return report
 
 
 def test_tfidf_is_scikit_learns_one_against_the_rest() -> None:
@@ -109,7 +87,7 @@ def test_sigmoids_learn_and_plain_libraries_give_the_same_log_odds(
 ) -> None:
     base = save_directory({"llama": tiny_llama, "gpt2": tiny_gpt2}[architecture](), tmp_path / "base-model")
     task = small_task()
-    folder = Folder(tmp_path, base, task)
+    folder = StageFolder(tmp_path, base, task)
     value = {"kind": "finetune", "method": method, "batch_size": 6, "epochs": 15, "lr": 1e-2, "precision": "fp32"}
     report = folder.run(FINETUNE, "arm", validate(FinetuneConfig, value, source="t"), {"task": "task", "model": "base"})
     assert report.counts["texts in several windows"] == 0
@@ -148,7 +126,7 @@ def plain_log_odds(directory: Path, texts: list[str]) -> np.ndarray:
 
 def test_a_frozen_model_reads_long_texts_in_windows_and_averages(tmp_path: Path, llama_directory: Path) -> None:
     task = small_task(repeat=3)
-    folder = Folder(tmp_path, llama_directory, task)
+    folder = StageFolder(tmp_path, llama_directory, task)
     value = {"kind": "finetune", "method": "head", "max_item_tokens": 40, "head": {"long": "windows"},
              "precision": "fp32"}  # fmt: skip
     report = folder.run(FINETUNE, "arm", validate(FinetuneConfig, value, source="t"), {"task": "task", "model": "base"})

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stage_folder import StageFolder
 from support import tiny_tokenizer
 
 from quilate.config import validate
-from quilate.engine.interrupts import StopRequest
 from quilate.files import read_json
 from quilate.inference.answers import AnswerWriter, Posed
 from quilate.inference.scorer import load_scorer
@@ -18,7 +18,6 @@ from quilate.phases.evaluate import EVALUATE, EvaluateConfig, read_answer_scores
 from quilate.phases.examples import answer_examples
 from quilate.phases.finetune import FINETUNE, FinetuneConfig
 from quilate.phases.icl import ICL, IclConfig
-from quilate.phases.stage import StageContext, StageReport, write_model_note
 from quilate.tasks.prepare import prepare
 from quilate.tasks.question_answering import QuestionAnsweringConfig, QuestionTask
 
@@ -35,26 +34,6 @@ def small_task(**keys: Any) -> QuestionTask:
     return task
 
 
-class Folder:
-    """The folders that a recipe would have made."""
-
-    def __init__(self, root: Path, base: Path, task: QuestionTask) -> None:
-        self.root = root
-        task.save(root / "task" / "task")
-        (root / "base").mkdir()
-        write_model_note(root / "base", base)
-
-    def run(self, kind: Any, name: str, config: Any, inputs: dict[str, str]) -> StageReport:
-        folder = self.root / name
-        folder.mkdir(exist_ok=True)
-        context: StageContext[Any] = StageContext(
-            config=config, inputs={role: self.root / place for role, place in inputs.items()}, folder=folder, seed=3,
-            base_folder=self.root, listener=lambda _: None, note=lambda _: None, stop=StopRequest(),
-        )  # fmt: skip
-        report: StageReport = kind.run(context)
-        return report
-
-
 def test_an_example_is_prompt_first_right_answer_and_end() -> None:
     task, tokenizer = small_task(), tiny_tokenizer()
     made = answer_examples(task, tokenizer, max_item_tokens=200, context=256)
@@ -67,7 +46,7 @@ def test_an_example_is_prompt_first_right_answer_and_end() -> None:
 
 def test_a_tuned_model_learns_to_answer(tmp_path: Path, llama_directory: Path) -> None:
     task = small_task()
-    folder = Folder(tmp_path, llama_directory, task)
+    folder = StageFolder(tmp_path, llama_directory, task)
     value = {"kind": "finetune", "method": "full", "batch_size": 6, "epochs": 25, "lr": 1e-2, "precision": "fp32",
              "max_new_tokens": 16}  # fmt: skip
     folder.run(FINETUNE, "arm", validate(FinetuneConfig, value, source="t"), {"task": "task", "model": "base"})
@@ -84,7 +63,7 @@ def test_a_tuned_model_learns_to_answer(tmp_path: Path, llama_directory: Path) -
 
 def test_extractive_answers_stand_in_their_contexts(tmp_path: Path, llama_directory: Path) -> None:
     pytest.importorskip("llguidance", reason="llguidance is not installed (the extra `grammar` has it)")
-    folder = Folder(tmp_path, llama_directory, small_task(extractive=True))
+    folder = StageFolder(tmp_path, llama_directory, small_task(extractive=True))
     config = validate(IclConfig, {"kind": "icl", "shots": 1, "max_new_tokens": 12, "precision": "fp32"}, source="t")
     report = folder.run(ICL, "arm", config, {"task": "task", "model": "base"})
     scorer = load_scorer(tmp_path / "arm" / "scorer")
