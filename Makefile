@@ -17,7 +17,7 @@ help:  ## Show this list.
 
 setup: $(STAMP)  ## Make .venv with quilate, the demo's model and data, and the development tools.
 
-demo: $(STAMP)  ## Run recipes/icd10-es.yaml: six ways to code Spanish diagnoses, compared; then print where the report is.
+demo: $(STAMP)  ## Run recipes/icd10-es.yaml: ten ways to code Spanish diagnoses, compared; then print where the report is.
 	@$(BIN)/quilate run recipes/icd10-es.yaml
 
 test: lint  ## Check the style, the types and the levels, then run all tests.
