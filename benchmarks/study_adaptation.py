@@ -8,7 +8,6 @@ the three commands that make them.
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.harness import ROOT
+from benchmarks.studies import commands
 from quilate.config import load
 from quilate.files import write_json, write_text
 from quilate.recipe.cells import cells_of, models_of
@@ -64,21 +64,6 @@ shares of right answers on 600 test items: the mean over seeds, and each seed's.
 """
 
 Cell = Mapping[str, Any]
-
-
-def overrides(task: str) -> list[str]:
-    """The `--set` values of one task."""
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in TASKS[task].items()]
-
-
-def commands() -> list[str]:
-    lines = []
-    for task in TASKS:
-        sets = " ".join(f"--set {shlex.quote(one)}" for one in overrides(task))
-        lines.append(
-            f"quilate run recipes/study-adaptation.yaml {sets} --out runs/adaptation/{task}".replace("  ", " ")
-        )
-    return lines
 
 
 def cells_of_runs(runs: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -130,7 +115,7 @@ def _score(cells: Sequence[Cell]) -> str:
 
 def main() -> None:
     if sys.argv[1:] == ["--commands"]:
-        print("\n".join(commands()))
+        print("\n".join(commands(RECIPE, TASKS, "runs/adaptation")))
         return
     if len(sys.argv) > 1:
         write_json(CELLS, cells_of_runs(Path(sys.argv[1])))

@@ -8,7 +8,6 @@ for the model directory that the stage `causal` of recipes/study-base.yaml left.
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.harness import ROOT
+from benchmarks.studies import commands
 from quilate.config import load
 from quilate.files import write_json, write_text
 from quilate.recipe.cells import cells_of
@@ -74,19 +74,6 @@ the items stay. An arm with "-16" is trained on the very examples that `k16` sho
 """
 
 Cell = Mapping[str, Any]
-
-
-def overrides(run: str) -> list[str]:
-    """The `--set` values of one run."""
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in RUNS[run].items()]
-
-
-def commands() -> list[str]:
-    lines = []
-    for run in RUNS:
-        sets = [f"--set {shlex.quote(one)}" for one in overrides(run)]
-        lines.append(" ".join(["quilate run recipes/study-icl.yaml", *sets, f"--out runs/icl/{run}"]))
-    return lines
 
 
 def cells_of_runs(runs: Path) -> dict[str, list[dict[str, Any]]]:
@@ -219,7 +206,7 @@ def draw(found: Mapping[str, Sequence[Cell]], path: Path) -> None:
 
 def main() -> None:
     if sys.argv[1:] == ["--commands"]:
-        print("\n".join(commands()))
+        print("\n".join(commands(RECIPE, RUNS, "runs/icl")))
         return
     if len(sys.argv) > 1:
         write_json(CELLS, cells_of_runs(Path(sys.argv[1])))

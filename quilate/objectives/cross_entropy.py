@@ -46,8 +46,9 @@ def linear_cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None
 
 
 class HeadGradients:
-    """The gradients of a loss of the logits hidden @ weight.T + bias, added up over chunks of rows; those of the head in
-    fp32, for adding bf16 products in bf16 would lose the small ones.
+    """The gradients of a loss of the logits hidden @ weight.T + bias, added up over chunks of rows.
+
+    Those of the head are added in fp32, for adding bf16 products in bf16 would lose the small ones.
 
     Args:
         hidden: [S, D]; weight: [V, D]; bias: [V] or None.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import study_icl as study
+from benchmarks.studies import overrides
 from quilate.config import load
 from quilate.recipe.schema import Recipe
 
@@ -24,7 +25,7 @@ def test_the_page_is_what_the_cells_say() -> None:
 
 @pytest.mark.parametrize("run", study.RUNS)
 def test_every_run_makes_a_recipe_with_the_same_arms(run: str) -> None:
-    recipe = load(Recipe, study.RECIPE, study.overrides(run))
+    recipe = load(Recipe, study.RECIPE, overrides(study.RUNS[run]))
     assert recipe.task is not None
     assert (recipe.task.split.train, recipe.task.split.test) == (2000, 300)
     assert list(recipe.arms) == list(load(Recipe, study.RECIPE).arms)

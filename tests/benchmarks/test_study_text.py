@@ -10,6 +10,7 @@ import pytest
 from synthetic_privacy import make_privacy
 
 from benchmarks import study_adaptation, study_privacy
+from benchmarks.studies import commands, overrides
 from quilate.config import load
 from quilate.phases.adapt import AdaptConfig
 from quilate.recipe.schema import Recipe
@@ -23,7 +24,7 @@ def test_the_page_is_what_the_cells_say(study: ModuleType) -> None:
 
 @pytest.mark.parametrize("task", study_adaptation.TASKS)
 def test_every_task_makes_a_recipe_with_the_same_cells(task: str) -> None:
-    recipe = load(Recipe, study_adaptation.RECIPE, study_adaptation.overrides(task))
+    recipe = load(Recipe, study_adaptation.RECIPE, overrides(study_adaptation.TASKS[task]))
     assert recipe.task is not None
     assert (recipe.task.split.train, recipe.task.split.test, recipe.seeds) == (1000, 600, [0, 1, 2])
     assert list(recipe.arms) == list(load(Recipe, study_adaptation.RECIPE).arms)
@@ -31,7 +32,13 @@ def test_every_task_makes_a_recipe_with_the_same_cells(task: str) -> None:
 
 
 def _commands() -> list[tuple[str, str]]:
-    return list(zip(study_adaptation.TASKS, study_adaptation.commands(), strict=True))
+    return list(
+        zip(
+            study_adaptation.TASKS,
+            commands(study_adaptation.RECIPE, study_adaptation.TASKS, "runs/adaptation"),
+            strict=True,
+        )
+    )
 
 
 def test_controls_of_adaptation_read_as_much_as_what_they_control() -> None:
