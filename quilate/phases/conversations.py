@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import Field, model_validator
 
 from quilate.config import Config
 from quilate.data.conversations import Conversation, Converted, convert, sniff_layout
+from quilate.data.sampling import draw
 from quilate.data.tables import SourceConfig, locate, read_table
 from quilate.errors import DataError
 from quilate.files import read_jsonl, sha256_of_file, write_jsonl
@@ -47,7 +49,7 @@ class ConversationsConfig(Config):
     where: dict[str, Condition] = Field(default_factory=dict)
     """Conditions on columns; rows that fail one are dropped and counted."""
     max_conversations: int | None = Field(default=None, ge=1)
-    """Use the first so many conversations."""
+    """Use at most so many conversations, drawn by their first question, whatever their order in the file."""
     held_out: float = Field(default=0.05, gt=0, le=1)
     """Share of the conversations that is never trained on and serves to measure with; 1 to measure only."""
     max_held_out: int = Field(default=200, ge=1)
@@ -88,7 +90,7 @@ def load_conversations(config: ConversationsConfig, base: Path) -> Converted:
     )
     if config.max_conversations is not None:
         found.counts["beyond max_conversations"] = max(0, len(found.conversations) - config.max_conversations)
-        del found.conversations[config.max_conversations :]
+        found.conversations = draw(found.conversations, config.max_conversations, attrgetter("question"))
     found.counts = Counter({reason: count for reason, count in found.counts.items() if count})
     if not found.conversations:
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.counts.most_common())
@@ -149,7 +151,7 @@ def _run(context: StageContext[ConversationsStageConfig]) -> StageReport:
             f"{config.path}: its {len(held_out)} conversations are all alike or of one group: none is left to train on",
             hint="give more conversations, or another `group`",
         )
-    measured = held_out[: config.max_held_out]
+    measured = draw(held_out, config.max_held_out, attrgetter("question"))
     counts["held out and beyond max_held_out"] = len(held_out) - len(measured)
     write_jsonl(context.folder / "train.jsonl", [c.as_row() for c in train])
     write_jsonl(context.folder / "held_out.jsonl", [c.as_row() for c in measured])

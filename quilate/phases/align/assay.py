@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from quilate.config import Config
 from quilate.data.packing import pack, split_by_tokens
 from quilate.data.preference_batches import EncodedPrompt, encode_prompts
+from quilate.data.sampling import draw
 from quilate.engine.completions import CompletionLogProbs, by_document
 from quilate.errors import ConfigError, DataError
 from quilate.evaluation.bits_per_byte import text_loss
@@ -68,7 +69,7 @@ class AssayConfig(Config):
     """What scores each completion, by name, as the rewards of `ppo`: a `reward` stage, right answers, or rules. A
     policy beats another on a prompt where its score is higher."""
     max_prompts: int = Field(default=200, ge=2)
-    """Most held-out prompts of a set to ask; the same for every model."""
+    """Most held-out prompts of a set to ask, drawn by what they say; the same for every model."""
     format: Format = "chat"
     """`chat` asks through the model's chat template, `text` with the bare text."""
     max_new_tokens: int = Field(default=128, ge=1)
@@ -156,7 +157,7 @@ def _guided_head(context: StageContext[AssayConfig], model: PreTrainedModel) -> 
 
 
 def _asked(context: StageContext[AssayConfig], template: ChatTemplate, room: int) -> _Asked:
-    """The held-out prompts of every set, the first `max_prompts` that fit.
+    """The held-out prompts of every set, at most `max_prompts` of those that fit.
 
     Raises:
         DataError: none fits.
@@ -182,7 +183,8 @@ def _asked(context: StageContext[AssayConfig], template: ChatTemplate, room: int
                     stored_preferences(place, "held_out"), template, config.format, limit=limit
                 )
             counts += lost + Counter({"prompts beyond max_prompts": max(0, len(prompts) - config.max_prompts)})
-            found += [replace(prompt, id=f"{name}:{prompt.id}") for prompt in prompts[: config.max_prompts]]
+            asked = draw(prompts, config.max_prompts, lambda prompt: str(prompt.tokens))
+            found += [replace(prompt, id=f"{name}:{prompt.id}") for prompt in asked]
     if not found:
         raise DataError(
             "there is no held-out prompt to ask: " + ", ".join(f"{n} {reason}" for reason, n in counts.items()),

@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 
 from quilate.config import Config
 from quilate.data.preferences import JudgedPrompt, Pair
+from quilate.data.sampling import draw
 from quilate.data.tables import SourceConfig, locate, read_table
 from quilate.engine.runlog import Progress
 from quilate.errors import ConfigError, DataError
@@ -26,7 +27,7 @@ from quilate.inference.generation import Generator
 from quilate.inference.sampling import Sampling
 from quilate.models.load import context_length, load_causal, load_tokenizer
 from quilate.models.precision import Precision, compute_dtype
-from quilate.phases.align.preferences import split_prompts
+from quilate.phases.align.preferences import asked_of, split_prompts
 from quilate.phases.align.rollouts import prompts_of_judgements, stop_tokens
 from quilate.phases.corpus import refuse_leak
 from quilate.phases.sft import chat_template
@@ -61,7 +62,7 @@ class DeriveConfig(Config):
     completions_per_prompt: int = Field(default=4, ge=1)
     """Completions of each question; every different one that reaches a wrong answer makes a pair."""
     max_questions: int | None = Field(default=None, ge=1)
-    """Use the first so many questions."""
+    """Use at most so many questions, drawn by what they say, whatever their order in the file."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest completion; one that has not ended by then makes no pair."""
     temperature: float = Field(default=1.0, gt=0)
@@ -131,7 +132,7 @@ def read_questions(config: DeriveConfig, base: Path) -> tuple[list[Question], Co
             questions.append(Question(f"row {number}", prompt, explanation, correct, group))
     if config.max_questions is not None:
         counts["questions beyond max_questions"] = max(0, len(questions) - config.max_questions)
-        questions = questions[: config.max_questions]
+        questions = draw(questions, config.max_questions, lambda question: question.prompt)
     return questions, counts
 
 
@@ -194,7 +195,7 @@ def _run(context: StageContext[DeriveConfig]) -> StageReport:
             hint="give more questions, or another `group`",
         )
     counts["held out and beyond max_held_out"] = max(0, len(held_out) - config.max_held_out)
-    held_out = held_out[: config.max_held_out]
+    held_out = draw(held_out, config.max_held_out, asked_of)
     _save(context, train, held_out)
     every = sum(len(completions) for completions in written)
     share = {

@@ -11,6 +11,7 @@ from pydantic import Field
 from quilate.config import Config
 from quilate.data.conversations import Conversation
 from quilate.data.preferences import JudgedPrompt, Limits, read_preferences
+from quilate.data.sampling import draw
 from quilate.data.tables import SourceConfig, locate, read_table
 from quilate.errors import DataError
 from quilate.files import read_jsonl, sha256_of_file, write_jsonl
@@ -38,7 +39,7 @@ class PreferencesConfig(Config):
     max_pairs: int = Field(default=5, ge=1)
     """Of SHP: most pairs a post, the clearest ones (its authors advise 5)."""
     max_prompts: int | None = Field(default=None, ge=1)
-    """Use the first so many prompts."""
+    """Use at most so many prompts, drawn by what they say, whatever their order in the file."""
     held_out: float = Field(default=0.1, ge=0, le=1)
     """Share of the prompts that is never trained on and serves to measure with; 1 to measure only, 0 to train on all.
     Whole conversations and posts are held out, and prompts that open nearly alike go together."""
@@ -66,7 +67,7 @@ def _run(context: StageContext[PreferencesStageConfig]) -> StageReport:
     }
     if config.max_prompts is not None:
         counts["prompts beyond max_prompts"] = max(0, len(prompts) - config.max_prompts)
-        prompts = prompts[: config.max_prompts]
+        prompts = draw(prompts, config.max_prompts, asked_of)
     if "task" in context.inputs:
         task = load_task(context.inputs["task"] / "task")
         texts = [text for p in prompts for text in (*(m["content"] for m in p.prompt), *p.completions)]
@@ -78,7 +79,7 @@ def _run(context: StageContext[PreferencesStageConfig]) -> StageReport:
             hint="give more prompts, or another `group`",
         )
     counts["held out and beyond max_held_out"] = max(0, len(held_out) - config.max_held_out)
-    held_out = held_out[: config.max_held_out]
+    held_out = draw(held_out, config.max_held_out, asked_of)
     for part, content in (("train", train), ("held_out", held_out)):
         write_jsonl(context.folder / f"{part}.jsonl", [prompt.as_json() for prompt in content])
     pairs = {part: sum(len(p.pairs) for p in content) for part, content in (("train", train), ("held_out", held_out))}
@@ -96,6 +97,11 @@ def _run(context: StageContext[PreferencesStageConfig]) -> StageReport:
         "derived_prompts": sum(prompt.derived for prompt in prompts),
     }
     return StageReport(counts={name: count for name, count in counts.items() if count}, facts=facts)
+
+
+def asked_of(prompt: JudgedPrompt) -> str:
+    """Everything said before the completion, as one text."""
+    return "\n".join(message["content"] for message in prompt.prompt)
 
 
 def split_prompts(prompts: list[JudgedPrompt], held_out: float) -> tuple[list[JudgedPrompt], list[JudgedPrompt]]:

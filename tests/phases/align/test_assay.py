@@ -11,6 +11,7 @@ from judged import Folder
 from support import tiny_llama
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from quilate.data.sampling import draw
 from quilate.files import read_json, read_jsonl, write_text
 from quilate.models.heads import divide
 from quilate.models.load import load_causal, load_tokenizer
@@ -89,7 +90,7 @@ def test_an_ilql_policy_writes_by_its_values(folder: Folder, llama_directory: Pa
     )
     theirs = AutoModelForCausalLM.from_pretrained(llama_directory).double().eval()
     total = 0.0
-    for prompt in prompts[:6]:
+    for prompt in draw(prompts, 6, lambda prompt: str(prompt.tokens)):
         with torch.no_grad():
             logits = theirs(input_ids=torch.tensor([[*prompt.tokens, *[token] * 8]])).logits[0]
         total -= float(logits.log_softmax(-1)[len(prompt.tokens) - 1 : -1, token].sum())
