@@ -25,6 +25,7 @@ def analyse(
     dev: int = 100,
     test: int = 300,
     loss: Literal["all", "label"] = "all",
+    momentum: list[float] | None = None,
     language: str = "es",
     out: Path | None = None,
     json: bool = False,
@@ -57,6 +58,9 @@ def analyse(
         Rows on which the learning rate is chosen, and for the scores; demonstrations are drawn from the rest.
     loss
         On all of a demonstration's tokens, as the paper's code has it, or on its label alone.
+    momentum
+        Rates of the paper's momentum attention to try while the demonstrations are read, e.g. --momentum 0.01
+        --momentum 0.1; the best on the development rows is measured on the test rows.
     language
         Language of the texts.
     out
@@ -77,7 +81,10 @@ def analyse(
     arm: dict[str, object] = {"kind": "icl", "shots": 0}
     recipe = config.validate(Recipe, recipe_of("analysis", arm, flags, base=base, seed=0), source="quilate icl analyse")
     folder = out or Path("runs") / recipe.recipe
-    settings = Settings(shots=shots, items=min(items, test), observed=min(observed, items, test), dev=dev, loss=loss)
+    settings = Settings(
+        shots=shots, items=min(items, test), observed=min(observed, items, test), dev=dev, loss=loss,
+        momenta=_momenta(momentum or []),
+    )  # fmt: skip
     found, model = _run(recipe, folder, settings, seeds, quiet=json)
     pages = write_analysis(folder / "analysis.md", found, settings, model=model, task=data.name)
     paths = [str(path) for path in (folder / "analysis.json", *pages)]
@@ -85,6 +92,15 @@ def analyse(
         print(json_module.dumps({"conclusion": conclusion(found), "files": paths}, ensure_ascii=False))
     else:
         result_console().print("\n".join([conclusion(found), *paths]), markup=False)
+
+
+def _momenta(rates: list[float]) -> tuple[float, ...]:
+    from quilate.errors import ConfigError
+
+    wrong = [rate for rate in rates if not 0 < rate < 1]
+    if wrong:
+        raise ConfigError(f"--momentum {wrong[0]:g}", hint="give rates above 0 and below 1; none is always tried too")
+    return tuple(rates)
 
 
 def _run(

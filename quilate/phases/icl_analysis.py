@@ -33,7 +33,9 @@ from quilate.evaluation.implicit_tuning import (
 )
 from quilate.inference.demonstrations import balanced
 from quilate.inference.likelihood import score_tokens
+from quilate.inference.prefix import Prefix
 from quilate.models.load import context_length, load_causal, load_tokenizer
+from quilate.models.momentum_attention import momentum_attention
 from quilate.models.observed_attention import Observation, attention_layers, observe, observed
 from quilate.rng import derive_seed, numpy_stream
 from quilate.tasks.classification import ClassificationTask
@@ -58,6 +60,7 @@ class Settings:
         items: test items predicted; observed: of these, how many are looked into.
         dev: development items on which the learning rate is chosen among `rates`.
         loss: on `all` of a demonstration's tokens, as the paper's code has it, or on the `label` alone.
+        momenta: rates of momentum attention to try when reading the demonstrations; none, and it is left out.
     """
 
     shots: int = 16
@@ -66,6 +69,7 @@ class Settings:
     dev: int = 100
     rates: tuple[float, ...] = RATES
     loss: Loss = "all"
+    momenta: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,16 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Momentum:
+    """In-context learning with momentum attention: the rate that did best on the development items (0 is among those
+    tried), and its accuracy on the test items."""
+
+    rate: float
+    dev_accuracy: dict[str, float]
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class SeedAnalysis:
     """What one draw of demonstrations gave. `untrained` is the same architecture with random weights."""
 
@@ -96,6 +110,7 @@ class SeedAnalysis:
     sim_am_before: float
     variants: dict[str, Variant]
     untrained: Variant
+    momentum: Momentum | None = None
 
 
 @dataclass
@@ -169,7 +184,8 @@ def analyse(
     trained = load_causal(model, dtype=torch.float32)  # updates of SGD are lost in bf16
     attention_layers(trained)
     tokenizer = load_tokenizer(model)
-    steps = _Steps(len(seeds) * (len(settings.rates) + len(VARIANTS) + 4), listener, stop)
+    momenta = len(settings.momenta) + 2 if settings.momenta else 0  # with none, and the best on the test items
+    steps = _Steps(len(seeds) * (len(settings.rates) + len(VARIANTS) + 4 + momenta), listener, stop)
     results = []
     for seed in seeds:
         torch.manual_seed(derive_seed(seed, "untrained"))
@@ -229,6 +245,7 @@ def _one_seed(asked: _Asked, untrained: PreTrainedModel, seed: int, settings: Se
     with _tuned(untrained, other.head, demonstrations, rate, settings.loss):
         without = _compare(other, other_base, test, *other_right)
     steps.one()
+    momentum = _with_momentum(asked, before, settings, steps) if settings.momenta else None
     return SeedAnalysis(
         seed,
         rate,
@@ -238,6 +255,7 @@ def _one_seed(asked: _Asked, untrained: PreTrainedModel, seed: int, settings: Se
         base.similarity_before(),
         variants,
         without,
+        momentum,
     )
 
 
@@ -330,6 +348,35 @@ def _compare(
         {name: values.mean(axis=0).tolist() for name, values in stacked.items()},
         {name: values.mean(axis=1).tolist() for name, values in stacked.items()},
     )
+
+
+def _with_momentum(asked: _Asked, before: list[int], settings: Settings, steps: _Steps) -> Momentum:
+    dev_accuracy: dict[float, float] = {}
+    for rate in (0.0, *settings.momenta):
+        dev_accuracy[rate] = _right_with_momentum(asked, asked.task.dev[: settings.dev], before, rate)
+        steps.one()
+    best = max(sorted(dev_accuracy), key=lambda rate: dev_accuracy[rate])  # of equals the smallest
+    accuracy = _right_with_momentum(asked, asked.task.test[: settings.items], before, best)
+    steps.one()
+    return Momentum(best, {str(rate): value for rate, value in dev_accuracy.items()}, accuracy)
+
+
+@torch.no_grad()
+def _right_with_momentum(asked: _Asked, items: Sequence[Item], before: list[int], rate: float) -> float:
+    """The share of items whose likeliest label, per token, is right. `score_tokens` has an attention of its own."""
+    model, right = asked.model, 0
+    device = model.get_input_embeddings().weight.device
+    with momentum_attention(model, rate):
+        shown = Prefix(model.base_model, before, device)
+        for item in items:
+            asks = asked.item(item)
+            scores = []
+            for label in asked.labels:
+                ids = torch.tensor([asks + label[:-1]], device=device)
+                logits = model(input_ids=ids, past_key_values=shown.cache()).logits[0, len(asks) - 1 :]
+                scores.append(-float(nn.functional.cross_entropy(logits.float(), torch.tensor(label, device=device))))
+            right += int(np.argmax(scores)) == asked.task.labels.index(item.label)
+    return right / len(items)
 
 
 def _key_value_weights(model: PreTrainedModel) -> list[nn.Parameter]:

@@ -134,7 +134,7 @@ def _page(found: Sequence[SeedAnalysis], settings: Settings, figure: str, *, mod
 Model {model}; {settings.shots} demonstrations, {len(found)} draws of them; accuracies over at most {settings.items}
 test items, similarities over {settings.observed}. Zero-shot {zero}, in context {shown}. SimAM before tuning {before}.
 Learning rate, chosen on {settings.dev} development items: {rates}.
-
+{_momentum(found)}
 {table}
 
 ![Similarity by layer]({figure})
@@ -155,6 +155,23 @@ Learning rate, chosen on {settings.dev} development items: {rates}.
 - Only differences from the controls count. Normalizing makes independent noise look alike (a cosine of exactly 1/4
   where its squared length is three times the output's), so the published SimAOU stands here beside its plain form.
 - The paper chose seed and learning rate on the items it reports; here the choice and the score have items of their own.
+"""
+
+
+def _momentum(found: Sequence[SeedAnalysis]) -> str:
+    """A paragraph on momentum attention, or nothing where it was not tried."""
+    tried = [seed.momentum for seed in found if seed.momentum is not None]
+    if not tried:
+        return ""
+    accuracy = float(np.mean([one.accuracy for one in tried]))
+    plain = float(np.mean([seed.in_context for seed in found]))
+    chosen = ", ".join(
+        f"{one.rate:g} (of {', '.join(one.dev_accuracy)}; seed {s.seed})" for one, s in zip(tried, found, strict=True)
+    )
+    return f"""
+Momentum attention (section 5), laid over the model while it reads the demonstrations: {accuracy:.1%} in context against
+{plain:.1%} without. Rate chosen on the development items: {chosen}. The paper trained models with it; this one
+never learned with it.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from support import SENTENCES, tiny_llama
 from quilate.cli.main import run_command_line
 from quilate.config import validate
 from quilate.errors import DataError
+from quilate.models.load import load_causal, load_tokenizer
 from quilate.phases import icl_analysis
 from quilate.phases.icl_analysis import MEASURES, VARIANTS, SeedAnalysis, Settings, analyse
 from quilate.report.implicit_tuning import conclusion, write_analysis
@@ -20,7 +22,7 @@ from quilate.tasks.classification import ClassificationConfig, ClassificationTas
 from quilate.tasks.prepare import prepare
 
 ROWS = [{"texto": f"{s[:30]} {n}", "etiqueta": "rd"[n % 2]} for n, s in enumerate(SENTENCES * 3)]
-SETTINGS = Settings(shots=3, items=6, observed=3, dev=4, rates=(0.01, 0.1))
+SETTINGS = Settings(shots=3, items=6, observed=3, dev=4, rates=(0.01, 0.1), momenta=(0.05,))
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,21 @@ def test_every_measure_of_every_variant_is_there(found: list[SeedAnalysis]) -> N
     assert seed.variants["random labels"].by_item["sim_aou"] != seed.variants["demonstrations"].by_item["sim_aou"]
 
 
+def test_without_momentum_it_scores_as_everywhere(
+    found: list[SeedAnalysis], task: ClassificationTask, llama_directory: Path
+) -> None:
+    momentum = found[0].momentum
+    assert momentum is not None and set(momentum.dev_accuracy) == {"0.0", "0.05"}
+    tried = analyse(llama_directory, task, seeds=[0], settings=replace(SETTINGS, momenta=()))
+    assert tried == [replace(found[0], momentum=None)]
+    asked = icl_analysis._Asked(
+        load_causal(llama_directory, dtype=torch.float32), load_tokenizer(llama_directory), task
+    )
+    before = asked.head + asked.demonstration(task.train[0], task.train[0].label)[0]
+    alone = icl_analysis._right_with_momentum(asked, task.test, before, 0.0)
+    assert alone == asked.right(task.test, before).mean()
+
+
 def test_the_same_seed_gives_the_same(
     found: list[SeedAnalysis], task: ClassificationTask, llama_directory: Path
 ) -> None:
@@ -104,6 +121,7 @@ def test_the_page_says_what_was_found(found: list[SeedAnalysis], tmp_path: Path)
     text = page.read_text(encoding="utf-8")
     assert conclusion(found) in text
     assert "control: a model with random weights" in text
+    assert "Momentum attention" in text and "of 0.0, 0.05; seed 0" in text
     assert figure.read_text(encoding="utf-8").startswith("<svg")
 
 
