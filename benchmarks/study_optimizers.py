@@ -22,7 +22,7 @@ from quilate.recipe.schema import Recipe
 
 RECIPE = ROOT / "recipes" / "study-optimizers.yaml"
 PAGE = ROOT / "docs" / "studies" / "optimizers.md"
-CELLS = PAGE.with_name("optimizers-cells.json")
+CELLS, FIGURE = PAGE.with_name("optimizers-cells.json"), PAGE.with_name("optimizers.svg")
 CHOOSE_ON, COMPARE_ON = "quijote", "handbook"  # the rate is chosen on one held-out text and judged on another
 NOT_RUN = "not run"
 
@@ -59,13 +59,48 @@ def page_of(recipe: Recipe, cells: Sequence[Cell]) -> str:
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for optimizer in DEFAULTS:
-        rates = {name: stage.lr for name, stage in recipe.stages.items() if stage.optimizer == optimizer}
+        rates = rates_of(recipe, optimizer)
         sweep += [
             _sweep_row(optimizer, rate, found.get(f"{name}-s{recipe.seeds[0]}"), recipe) for name, rate in rates.items()
         ]
         result.append(_result_row(optimizer, rates, found, recipe.seeds))
-    parts = [INTRODUCTION, "## Result\n", *result, "\n## Sweeps, first seed\n", *sweep]
+    figure = [f"\n![Loss by learning rate, and at each optimizer's best]({FIGURE.name})"] if cells else []
+    parts = [INTRODUCTION, "## Result\n", *result, *figure, "\n## Sweeps, first seed\n", *sweep]
     return "\n".join(parts) + "\n"
+
+
+def rates_of(recipe: Recipe, optimizer: str) -> dict[str, float]:
+    """Stage -> its learning rate, of one optimizer's sweep."""
+    return {name: stage.lr for name, stage in recipe.stages.items() if stage.optimizer == optimizer}
+
+
+def draw(recipe: Recipe, cells: Sequence[Cell], path: Path) -> None:
+    """The sweeps on the text that rates are chosen on, and every seed at the best rate on the other."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "quilate"  # the same figure, the same bytes
+    from matplotlib import pyplot
+
+    found = {cell["stage"]: cell for cell in cells}
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
+    for place, optimizer in enumerate(DEFAULTS):
+        rates = rates_of(recipe, optimizer)
+        swept = {name: found[f"{name}-s{recipe.seeds[0]}"] for name in rates if f"{name}-s{recipe.seeds[0]}" in found}
+        if not swept:
+            continue
+        losses = {name: cell["loss"][CHOOSE_ON] for name, cell in swept.items()}
+        left.plot([rates[name] for name in swept], list(losses.values()), "o-", color=f"C{place}", label=optimizer)
+        best = min(losses, key=lambda name: losses[name])
+        seeds = [found[key]["loss"][COMPARE_ON] for seed in recipe.seeds if (key := f"{best}-s{seed}") in found]
+        right.plot([place] * len(seeds), seeds, "o", color=f"C{place}")
+        right.plot([place - 0.2, place + 0.2], [mean(seeds)] * 2, color=f"C{place}")
+    left.set(xscale="log", xlabel="learning rate", ylabel="bits per byte", title=f"Sweeps on {CHOOSE_ON}, first seed")
+    left.legend(frameon=False)
+    right.set(title=f"Best rates on {COMPARE_ON}, each seed and the mean", xticks=range(len(DEFAULTS)))
+    right.set_xticklabels(list(DEFAULTS))
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def _sweep_row(optimizer: str, rate: float, cell: Cell | None, recipe: Recipe) -> str:
@@ -93,7 +128,10 @@ def main() -> None:
     if len(sys.argv) > 1:
         write_json(CELLS, cells_of_run(Path(sys.argv[1])))
     cells = json.loads(CELLS.read_text(encoding="utf-8")) if CELLS.exists() else []
-    write_text(PAGE, page_of(load(Recipe, RECIPE), cells))
+    recipe = load(Recipe, RECIPE)
+    if cells:
+        draw(recipe, cells, FIGURE)
+    write_text(PAGE, page_of(recipe, cells))
     print(PAGE)
 
 
