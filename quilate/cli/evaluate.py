@@ -6,9 +6,10 @@ from pathlib import Path
 
 
 def evaluate(run: Path, data: Path, *, arm: str | None = None, strict: bool = False, json: bool = False) -> None:
-    """Score an arm of a finished run on another labelled file of the same form.
+    """Score one arm of a finished classification run on another labelled file of the same form.
 
-    Rows whose text the arm was trained on are refused, as in any evaluation.
+    Rows are refused whose text the arm was trained on, or whose group (the patient, say) where the file has the task's
+    group column.
 
     Parameters
     ----------
@@ -51,22 +52,30 @@ def evaluate(run: Path, data: Path, *, arm: str | None = None, strict: bool = Fa
     kept = [i for i, text in enumerate(texts) if text.strip() and gold_labels[i]]
     if not kept:
         raise DataError(f"{data} has no row with both a text and a label")
-    items = [Item(str(i), texts[i], gold_labels[i], str(i)) for i in kept]
+    groups = task.config.group if task.config.group in table.columns else None
+    names = [f"{data.name}:{i}" for i in range(len(texts))]  # as `prepare` names rows: no training row has these
+    group_of = names if groups is None else [cell_text(row.get(groups)) or n for row, n in zip(table.rows, names)]
+    items = [Item(names[i], texts[i], gold_labels[i], group_of[i]) for i in kept]
     leaks = find_leaks(task.train, items)
     if leaks.items and not task.config.allow_leak:
         raise GateError(
-            f"{len(leaks.items)} of {len(items)} items of {data} were in the training rows",
+            f"{len(leaks.items)} of {len(items)} items of {data} were in the training rows ({len(leaks.exact)} by their "
+            f"text, {len(leaks.overlap)} by most of it, {len(leaks.group)} by their group)",
             hint="remove them from the file",
         )
     scored = chosen.scorer.score([item.text for item in items])
     probabilities = metrics.with_temperature(scored.scores, chosen.temperature)
     gold = np.array([task.labels.index(item.label) for item in items])
-    interval = bootstrap(gold, [[metrics.predictions(probabilities)]], len(task.labels)).score(0)
+    interval = bootstrap(
+        gold, [[metrics.predictions(probabilities)]], len(task.labels), groups=[item.group for item in items]
+    ).score(0)
     result = {
         "arm": chosen.name,
         "seed": chosen.seed,
         "why": chosen.why,
         "items": len(items),
+        "groups": len({item.group for item in items}),
+        "groups_compared": groups is not None,
         "accuracy": metrics.accuracy(gold, probabilities),
         "ci95": [interval.low, interval.high],
         "macro_f1": metrics.macro_f1(gold, probabilities),
@@ -81,8 +90,13 @@ def evaluate(run: Path, data: Path, *, arm: str | None = None, strict: bool = Fa
     console.print(f"arm {chosen.name}, seed {chosen.seed} ({chosen.why})")
     console.print(
         f"accuracy {result['accuracy']:.3f} (95 % interval {interval.low:.3f} to {interval.high:.3f} over items), "
-        f"macro-F1 {result['macro_f1']:.3f}; {len(items)} items, 1 seed"
+        f"macro-F1 {result['macro_f1']:.3f}; {len(items)} items in {result['groups']} groups, 1 seed"
     )
+    if groups is None and task.config.group is not None:
+        console.print(
+            f"the file has no column '{task.config.group}': whether its groups were trained on was not looked at",
+            markup=False,
+        )
     console.print(
         f"{result['left_out']} rows without text or label left out, {scored.truncated} cut to fit the model, "
         f"{result['rejected_records']} broken records left out"

@@ -85,6 +85,15 @@ def test_evaluate_refuses_what_was_trained_on_and_scores_what_was_not(folder: Pa
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["accuracy"], result["items"]) == (1.0, 24)
+    assert (result["groups"], result["groups_compared"]) == (24, False)
+    new_patients = [f"{row},nuevo {i // 2}" for i, row in enumerate(fresh)]
+    (folder / "otras.csv").write_text("\n".join(["texto,etiqueta,paciente", *new_patients]), encoding="utf-8")
+    done = quilate(folder, "evaluate", "runs/notas", "otras.csv", "--json")
+    assert (json.loads(done.stdout)["groups"], json.loads(done.stdout)["groups_compared"]) == (12, True)
+    every_patient = [f"{row},p{i}" for i, row in enumerate(fresh * 3) if i < 60]
+    (folder / "otras.csv").write_text("\n".join(["texto,etiqueta,paciente", *every_patient]), encoding="utf-8")
+    refused = quilate(folder, "evaluate", "runs/notas", "otras.csv")
+    assert refused.returncode == 5 and "0 by their text" in refused.stderr and "0 by their group" not in refused.stderr
 
 
 @pytest.mark.slow
