@@ -45,6 +45,8 @@ def kill_and_resume(examined: Examined) -> Finding:
         "checkpoint_steps": SAVED_EVERY,
         "max_train_tokens": None,
     }
+    if isinstance(examined.config, FinetuneConfig):
+        settings["train_rows"] = None  # the rows have been chosen
     context = replace(
         examined.context, config=examined.config.model_copy(update=settings), inputs=inputs, note=lambda _: None
     )

@@ -126,7 +126,8 @@ def _plain_logits(model: PreTrainedModel, rows: Sequence[Example]) -> Tensor:
     """[T, V] float32, each row by itself."""
     device = compute_device()
     each = (model(input_ids=torch.from_numpy(r.tokens)[None].to(device), use_cache=False).logits[0] for r in rows)
-    return torch.cat([logits.float() for logits in each])
+    # Prompt tuning's learned tokens have logits too: they stand before the row's.
+    return torch.cat([logits[-len(row.tokens) :].float() for logits, row in zip(each, rows, strict=True)])
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

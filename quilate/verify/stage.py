@@ -25,6 +25,7 @@ from quilate.phases.conversations import stored_conversations
 from quilate.phases.example_training import plan_batches
 from quilate.phases.examples import label_examples
 from quilate.phases.finetune import FinetuneConfig
+from quilate.phases.search import config_of
 from quilate.phases.sft import SftConfig
 from quilate.phases.stage import StageContext, StageReport, model_of
 from quilate.rng import Streams, numpy_stream
@@ -69,8 +70,14 @@ class Examined:
         manifest: of a finished stage; None for one that is only planned.
         task: the run's labelled task, for the leak check; a fine-tuning stage knows its own.
 
+    Attributes:
+        config: what the stage was trained with; of a search, what the trial was that it kept.
+        trial: which one that is; "" without a search.
+        task: with the training items that the stage learns from.
+
     Raises:
         UsageError: the stage is of no kind that can be verified.
+        DataError: the task has fewer training items than the stage is to learn from.
     """
 
     def __init__(
@@ -84,8 +91,9 @@ class Examined:
             raise UsageError(
                 f"{context.folder.name} is of no kind that can be verified", hint="name a finetune or sft stage"
             )
-        self.context, self.run, self.manifest = context, run, manifest
-        self.config: FinetuneConfig | SftConfig = context.config
+        self.run, self.manifest = run, manifest
+        self.config, self.trial = _trained_config(context.config, manifest)
+        self.context = replace(context, config=self.config)
         self.task = load_task(context.inputs["task"] / "task") if "task" in context.inputs else task
         if isinstance(self.config, FinetuneConfig) and not isinstance(self.task, ClassificationTask):
             kind = self.task.config.kind if self.task is not None else "unknown"
@@ -93,6 +101,8 @@ class Examined:
                 f"{context.folder.name} is trained on a task of the kind {kind}, which `verify` does not know yet",
                 hint="name a stage trained on a classification task, or an sft stage",
             )
+        if isinstance(self.config, FinetuneConfig) and self.task is not None:
+            self.task = self.config.what_is_learned(self.task, context.seed)
         self.base = model_of(context.inputs["model"])
         self.dtype = compute_dtype(self.config.precision)
         self.work = context.folder / WORK
@@ -137,6 +147,7 @@ class Examined:
         if self.is_head:
             raise DoesNotApply(HEAD)
         assert isinstance(self.task, ClassificationTask)  # others were refused
+        context -= self.config.tokens_before()
         limits = {"max_item_tokens": self.config.max_item_tokens, "context": context}
         made = label_examples(self.task, self.tokenizer, **limits)
         unlimited = {"max_item_tokens": NO_LIMIT, "context": NO_LIMIT}
@@ -199,6 +210,19 @@ class Examined:
         """Take away what the checks wrote."""
         with suppress(FileNotFoundError):
             shutil.rmtree(self.work)
+
+
+def _trained_config(
+    config: FinetuneConfig | SftConfig, manifest: dict[str, Any] | None
+) -> tuple[FinetuneConfig | SftConfig, str]:
+    """What the stage was trained with, and in words which trial of its search that is: of a planned one the first."""
+    trials = config.trials() if isinstance(config, FinetuneConfig) else []
+    if not trials:
+        return config, ""
+    number = 0 if manifest is None else int(manifest["facts"]["chosen"])
+    values = ", ".join(f"{key} {value}" for key, value in trials[number].values.items())
+    which = "the first" if manifest is None else "the chosen"
+    return config_of(config, trials[number], len(trials)), f"{which} of {len(trials)} trials ({values})"
 
 
 def _lengths(examples: Sequence[Example]) -> dict[str, int]:

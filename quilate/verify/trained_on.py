@@ -18,7 +18,7 @@ from quilate.tasks.labels import Item
 from quilate.tasks.leaks import Leaks, find_leaks
 from quilate.tokenization.segments import opening_tokens
 from quilate.verify.certificate import DoesNotApply, Finding
-from quilate.verify.stage import HEAD, Examined, TrainedExamples
+from quilate.verify.stage import HEAD, Examined
 
 
 def token_counts(examined: Examined) -> Finding:
@@ -44,27 +44,29 @@ def token_counts(examined: Examined) -> Finding:
     }
     problem = f"{empty} rows have no supervised token" if empty else ""
     if examined.manifest is None:
-        return Finding(_said(trained, "the stage is planned: nothing recorded to compare"), 0, 0, "", problem, figures)
+        return Finding(_said(examined, "the stage is planned: nothing recorded to compare"), 0, 0, "", problem, figures)
     recorded = _recorded(examined.manifest)
     differing = [name for name, value in recorded.items() if figures[name] != value]
     told = [f"{name}: {figures[name]:,} made again, {recorded[name]:,} recorded" for name in differing]
     problem = "; ".join(filter(None, (problem, *told)))
     return Finding(
-        _said(trained, f"{', '.join(recorded)} against the stage's manifest"),
+        _said(examined, f"{', '.join(recorded)} against the stage's manifest"),
         len(differing), 0, "totals differ", problem, figures,
     )  # fmt: skip
 
 
-def _said(trained: TrainedExamples, against: str) -> str:
-    return f"{len(trained.examples):,} rows made again by the stage's own functions; {against}"
+def _said(examined: Examined, against: str) -> str:
+    rows = f"{len(examined.trained.examples):,} rows made again by the stage's own functions"
+    return f"{rows}{examined.trial and f', for {examined.trial}'}; {against}"
 
 
 def _recorded(manifest: Mapping[str, Any]) -> dict[str, int]:
     facts = manifest["facts"]
+    spent = facts["tried"][facts["chosen"]] if "tried" in facts else manifest["cost"]  # the cost is of all trials
     return {
         "rows": facts["train_rows"] if "train_rows" in facts else facts["conversations"],
         "steps": facts["steps"],
-        "tokens over all steps": manifest["cost"]["train_tokens"],
+        "tokens over all steps": spent["train_tokens"],
         "supervised tokens over all steps": facts["supervised_tokens"],
     }
 

@@ -275,3 +275,33 @@ def test_which_stage_and_how_it_is_shown(run: Path, capsys: pytest.CaptureFixtur
     assert run_command_line(["verify", str(run), "lora", "--with-text"]) == 0
     shown = capsys.readouterr().out
     assert "kill and resume" in shown and "⟦" in shown and "Caso" in shown
+
+
+FEW = {"kind": "finetune", "method": "lora", "precision": "fp32", "batch_size": 6, "epochs": 1, "train_rows": 12}
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        FEW | {"search": {"lr": [1e-3, 1e-2], "epochs": [2]}},  # the cost is that of both
+        FEW | {"method": "prompt", "virtual_tokens": 20, "max_item_tokens": 1000},  # learned tokens take up context
+    ],
+    ids=["search", "prompt"],
+)
+def test_an_arm_that_learns_from_some_rows_passes(
+    arm: dict[str, Any], tmp_path: Path, llama_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sources(tmp_path)
+    rows = read_jsonl(tmp_path / "notas.jsonl")
+    long = " ".join(row["texto"] for row in rows)  # longer than the model's context
+    write_jsonl(tmp_path / "notas.jsonl", [row | {"texto": f"{n} {long}"} for n, row in enumerate(rows[:2])] + rows[2:])
+    wanted = recipe(llama_directory, conversations={}, stages={}, arms={"few": arm})
+    run = made(tmp_path, wanted, ["task", "base", "few-s0"])
+    code, value = certificate(run, "few", capsys)
+    assert (code, failed(value)) == (0, [])
+    checks = {check["name"]: check for check in value["checks"]}
+    tokens = checks["token counts"]["figures"]
+    assert (tokens["rows"], tokens["steps"]) == (12, 4 if "search" in arm else 2)
+    assert tokens["prompts cut"] > 0
+    assert ("the chosen of 2 trials (lr 0.0" in checks["token counts"]["compared"]) == ("search" in arm)
+    assert checks["kill and resume"]["figures"]["rows"] == 8
