@@ -54,13 +54,15 @@ def evaluate(run: Path, data: Path, *, arm: str | None = None, strict: bool = Fa
         raise DataError(f"{data} has no row with both a text and a label")
     groups = task.config.group if task.config.group in table.columns else None
     names = [f"{data.name}:{i}" for i in range(len(texts))]  # as `prepare` names rows: no training row has these
-    group_of = names if groups is None else [cell_text(row.get(groups)) or n for row, n in zip(table.rows, names)]
+    group_of = (
+        names if groups is None else [cell_text(r.get(groups)) or n for r, n in zip(table.rows, names, strict=True)]
+    )
     items = [Item(names[i], texts[i], gold_labels[i], group_of[i]) for i in kept]
     leaks = find_leaks(task.train, items)
     if leaks.items and not task.config.allow_leak:
         raise GateError(
-            f"{len(leaks.items)} of {len(items)} items of {data} were in the training rows ({len(leaks.exact)} by their "
-            f"text, {len(leaks.overlap)} by most of it, {len(leaks.group)} by their group)",
+            f"{len(leaks.items)} of {len(items)} items of {data} were in the training rows ({len(leaks.exact)} by "
+            f"their text, {len(leaks.overlap)} by most of it, {len(leaks.group)} by their group)",
             hint="remove them from the file",
         )
     scored = chosen.scorer.score([item.text for item in items])

@@ -68,6 +68,11 @@ class Converted:
     counts: Counter[str] = field(default_factory=Counter)
 
 
+def bare_text(messages: Sequence[Message]) -> str:
+    """What is said in messages, a line each, and not who says it."""
+    return "\n".join(message["content"] for message in messages)
+
+
 class _UnusableError(Exception):
     """The reason for which a conversation is dropped."""
 

@@ -44,6 +44,11 @@ class EncodedPrompt:
     def tokens(self) -> int:
         return sum(len(completion.tokens) for completion in self.completions)
 
+    @property
+    def tokens_read(self) -> int:
+        """With those of the mismatched completion, which is read in every step too."""
+        return self.tokens + (0 if self.mismatched is None else len(self.mismatched.tokens))
+
 
 def encode_prompts(
     prompts: Sequence[JudgedPrompt], template: ChatTemplate, *, limit: int
@@ -289,7 +294,7 @@ class PreferenceBatches:
         visits = epoch_orders(len(prompts), epochs, seed)
         used = 0
         for batch in (part for order in visits for part in np.split(order, range(batch_size, len(order), batch_size))):
-            used += sum(prompts[i].tokens for i in batch)
+            used += sum(prompts[i].tokens_read for i in batch)
             if max_tokens is not None and used > max_tokens:
                 break
             self.plan.append(batch)

@@ -182,4 +182,4 @@ def stored_conversations(folder: Path, part: Literal["train", "held_out"]) -> li
     return [Conversation(**row) for row in read_jsonl(folder / f"{part}.jsonl")]
 
 
-CONVERSATIONS = StageKind("conversations", 1, ConversationsStageConfig, _run)
+CONVERSATIONS = StageKind("conversations", 2, ConversationsStageConfig, _run)

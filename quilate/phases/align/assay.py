@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def _asked(context: StageContext[AssayConfig], template: ChatTemplate, room: int
                     stored_preferences(place, "held_out"), template, config.format, limit=limit
                 )
             counts += lost + Counter({"prompts beyond max_prompts": max(0, len(prompts) - config.max_prompts)})
-            asked = draw(prompts, config.max_prompts, lambda prompt: str(prompt.tokens))
+            asked = draw(prompts, config.max_prompts, attrgetter("asked"))
             found += [replace(prompt, id=f"{name}:{prompt.id}") for prompt in asked]
     if not found:
         raise DataError(
@@ -337,4 +338,4 @@ def _text(
     return measured
 
 
-ASSAY = StageKind("assay", 1, AssayConfig, _run)
+ASSAY = StageKind("assay", 2, AssayConfig, _run)

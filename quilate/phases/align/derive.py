@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from quilate.config import Config
+from quilate.data.conversations import bare_text
 from quilate.data.preferences import JudgedPrompt, Pair
 from quilate.data.sampling import draw
 from quilate.data.tables import SourceConfig, locate, read_table
@@ -27,7 +28,7 @@ from quilate.inference.generation import Generator
 from quilate.inference.sampling import Sampling
 from quilate.models.load import context_length, load_causal, load_tokenizer
 from quilate.models.precision import Precision, compute_dtype
-from quilate.phases.align.preferences import asked_of, split_prompts
+from quilate.phases.align.preferences import split_prompts
 from quilate.phases.align.rollouts import prompts_of_judgements, stop_tokens
 from quilate.phases.corpus import refuse_leak
 from quilate.phases.sft import chat_template
@@ -195,7 +196,7 @@ def _run(context: StageContext[DeriveConfig]) -> StageReport:
             hint="give more questions, or another `group`",
         )
     counts["held out and beyond max_held_out"] = max(0, len(held_out) - config.max_held_out)
-    held_out = draw(held_out, config.max_held_out, asked_of)
+    held_out = draw(held_out, config.max_held_out, lambda prompt: bare_text(prompt.prompt))
     _save(context, train, held_out)
     every = sum(len(completions) for completions in written)
     share = {
@@ -305,4 +306,4 @@ def content_of_questions(config: DeriveConfig, base: Path) -> str:
     return sha256_of_file(locate(SourceConfig(path=config.path), base=base))
 
 
-DERIVE = StageKind("derive", 1, DeriveConfig, _run)
+DERIVE = StageKind("derive", 2, DeriveConfig, _run)

@@ -148,6 +148,7 @@ class Method:
         kl_in_loss: the weight of the differentiable KL (k3); 0 where it stands in the rewards.
         value_loss: of a `ValuePart` and the values [S] now: losses and whether each was clipped.
         texts: for PPO-ptx, a step's examples and what their mean loss weighs.
+        text_tokens: most that a step's texts have.
     """
 
     rate: float
@@ -155,8 +156,8 @@ class Method:
     next_beta: Callable[[list[dict[str, Any]]], float]
     kl_in_loss: float = 0.0
     value_loss: Callable[[ValuePart, Tensor], tuple[Tensor, Tensor]] | None = None
-    value_scale: float = 1.0
     texts: Callable[[int], tuple[list[Example], float]] | None = None
+    text_tokens: int = 0
 
 
 class OnlineLoss:
@@ -271,7 +272,6 @@ def start(
     context: StageContext[Any],
     *,
     value: bool,
-    value_scale: float = 1.0,
     functions: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Online:
     """Load the policy (an adapter is merged first), everything that stands beside it, and the prompts.
@@ -299,7 +299,8 @@ def start(
     _check_vocabularies(folders, template)
     lora = (config.lora or LoraConfig()) if config.method == "lora" else None
     parameters = sum(p.numel() for p in model.parameters())
-    roles = make_roles(model, base, lora=lora, rewards=folders, value=value, value_scale=value_scale)
+    weights = {name: config.rewards[name].weight for name in folders}
+    roles = make_roles(model, base, lora=lora, rewards=folders, weights=weights, value=value)
     for name in folders:
         if lora is not None and name not in roles.shared:
             context.note(f"reward {name}: a model of its own beside the policy's base, for it was made on another")
@@ -366,8 +367,11 @@ def _read(
     return prompts_of_judgements(stored_preferences(folder, part), template, form, limit=limit)
 
 
-def plan(online: Online) -> tuple[list[Iteration], int]:
+def plan(online: Online, text_tokens: int) -> tuple[list[Iteration], int]:
     """Every iteration, as far as the token budget certainly lasts, and how many prompts' visits that leaves out.
+
+    Args:
+        text_tokens: most that a step learns beside its completions.
 
     Raises:
         DataError: it does not last for one iteration.
@@ -381,7 +385,7 @@ def plan(online: Online) -> tuple[list[Iteration], int]:
     used, kept = 0, []
     for iteration in iterations:
         longest = sum(len(online.prompts[i].tokens) + config.max_new_tokens for i in iteration.prompts)
-        used += longest * config.passes * (1 if online.roles.value is None else 2)
+        used += longest * config.passes * (1 if online.roles.value is None else 2) + text_tokens * len(iteration.steps)
         if config.max_train_tokens is not None and used > config.max_train_tokens:
             break
         kept.append(iteration)
@@ -470,7 +474,7 @@ def learn(online: Online, method: Method) -> StageReport:
         Interrupted, CheckpointError, QuilateError: as `fit`.
     """
     context, config = online.context, online.config
-    iterations, left_out = plan(online)
+    iterations, left_out = plan(online, method.text_tokens)
     before = once(context.folder / "before.json", lambda: measure(online, "before"))
     batches = OnlineBatches(
         context.folder, online.prompts, iterations, explorer(online, method),
@@ -489,7 +493,7 @@ def learn(online: Online, method: Method) -> StageReport:
         describe_outcome(context, name, before[name], found)
     return StageReport(
         train_tokens=fitted.tokens,
-        flops=_flops(online, iterations, fitted.tokens, trainable),
+        flops=_flops(online, method, iterations, fitted.tokens, trainable),
         trainable_parameters=trainable,
         counts={
             **online.counts,
@@ -513,10 +517,12 @@ def learn(online: Online, method: Method) -> StageReport:
     )
 
 
-def _flops(online: Online, iterations: Sequence[Iteration], tokens: int, trainable: int) -> float:
+def _flops(online: Online, method: Method, iterations: Sequence[Iteration], tokens: int, trainable: int) -> float:
     """Training, writing, and asking each model once about what was written: 2N a token read."""
     critic = online.roles.value is not None
-    written = tokens / online.config.passes / (2 if critic else 1)
+    steps = sum(len(iteration.steps) for iteration in iterations)
+    texts = sum(len(e.tokens) for step in range(steps) for e in method.texts(step)[0]) if method.texts else 0
+    written = (tokens - texts) / online.config.passes / (2 if critic else 1)
     # The writer and the reference, the policy again where it learns in several steps, and who judges.
     readers = 2 + (max(len(i.steps) for i in iterations) > 1) + critic + len(online.roles.rewards)
     return training_flops(tokens, online.parameters, trainable) + 2.0 * online.parameters * readers * written

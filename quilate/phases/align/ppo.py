@@ -27,7 +27,7 @@ from quilate.objectives.policy_gradient import (
 from quilate.phases.align.experience import ValuePart
 from quilate.phases.align.online import Method, OnlineTraining, default_rate, learn, start
 from quilate.phases.align.rollouts import Rollouts
-from quilate.phases.align.scoring import Scores, StageReward
+from quilate.phases.align.scoring import Scores
 from quilate.phases.corpus import corpus_documents
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.rng import numpy_stream
@@ -79,7 +79,11 @@ class PpoConfig(OnlineTraining):
 
 
 class TextPieces:
-    """Callable `(step) -> (examples, weight)`: pieces of documents in shuffled epochs, a function of the step."""
+    """Callable `(step) -> (examples, weight)`: pieces of documents in shuffled epochs, a function of the step.
+
+    Attributes:
+        most_tokens: of a step.
+    """
 
     def __init__(self, documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, mix: TextMix, seed: int) -> None:
         end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
@@ -89,6 +93,7 @@ class TextPieces:
         if not self.pieces:
             raise DataError("the corpora of `text` hold nothing to learn", hint="name other corpora")
         self.mix, self.seed = mix, seed
+        self.most_tokens = mix.pieces * max(map(len, self.pieces))
 
     def __call__(self, step: int) -> tuple[list[Example], float]:
         examples = []
@@ -127,13 +132,13 @@ def ppo(config: PpoConfig, texts: TextPieces | None = None) -> Method:
         )
 
     rate = default_rate(config, DEFAULT_RATE)
-    return Method(rate, advantages, next_beta, value_loss=value_loss, texts=texts)
+    text_tokens = 0 if texts is None else texts.most_tokens
+    return Method(rate, advantages, next_beta, value_loss=value_loss, texts=texts, text_tokens=text_tokens)
 
 
 def _run(context: StageContext[PpoConfig]) -> StageReport:
     config = context.config
-    first = next((s for s in config.rewards.values() if isinstance(s, StageReward)), None)
-    online = start(context, value=True, value_scale=1.0 if first is None else first.weight)
+    online = start(context, value=True)
     texts = None
     if config.text is not None:
         documents = [document for name in config.text.corpora for document in _documents(context.inputs, name)]
@@ -145,4 +150,4 @@ def _documents(inputs: dict[str, Path], name: str) -> list[str]:
     return corpus_documents(inputs[f"corpus:{name}"], "train")
 
 
-PPO = StageKind("ppo", 1, PpoConfig, _run)
+PPO = StageKind("ppo", 2, PpoConfig, _run)

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from quilate.config import Config
-from quilate.data.conversations import Conversation
+from quilate.data.conversations import Conversation, bare_text
 from quilate.data.preferences import JudgedPrompt, Limits, read_preferences
 from quilate.data.sampling import draw
 from quilate.data.tables import SourceConfig, locate, read_table
@@ -67,7 +67,7 @@ def _run(context: StageContext[PreferencesStageConfig]) -> StageReport:
     }
     if config.max_prompts is not None:
         counts["prompts beyond max_prompts"] = max(0, len(prompts) - config.max_prompts)
-        prompts = draw(prompts, config.max_prompts, asked_of)
+        prompts = draw(prompts, config.max_prompts, lambda prompt: bare_text(prompt.prompt))
     if "task" in context.inputs:
         task = load_task(context.inputs["task"] / "task")
         texts = [text for p in prompts for text in (*(m["content"] for m in p.prompt), *p.completions)]
@@ -79,7 +79,7 @@ def _run(context: StageContext[PreferencesStageConfig]) -> StageReport:
             hint="give more prompts, or another `group`",
         )
     counts["held out and beyond max_held_out"] = max(0, len(held_out) - config.max_held_out)
-    held_out = draw(held_out, config.max_held_out, asked_of)
+    held_out = draw(held_out, config.max_held_out, lambda prompt: bare_text(prompt.prompt))
     for part, content in (("train", train), ("held_out", held_out)):
         write_jsonl(context.folder / f"{part}.jsonl", [prompt.as_json() for prompt in content])
     pairs = {part: sum(len(p.pairs) for p in content) for part, content in (("train", train), ("held_out", held_out))}
@@ -97,11 +97,6 @@ def _run(context: StageContext[PreferencesStageConfig]) -> StageReport:
         "derived_prompts": sum(prompt.derived for prompt in prompts),
     }
     return StageReport(counts={name: count for name, count in counts.items() if count}, facts=facts)
-
-
-def asked_of(prompt: JudgedPrompt) -> str:
-    """Everything said before the completion, as one text."""
-    return "\n".join(message["content"] for message in prompt.prompt)
 
 
 def split_prompts(prompts: list[JudgedPrompt], held_out: float) -> tuple[list[JudgedPrompt], list[JudgedPrompt]]:
@@ -126,4 +121,4 @@ def stored_preferences(folder: Path, part: Literal["train", "held_out"]) -> list
     return [JudgedPrompt.of_json(row) for row in read_jsonl(folder / f"{part}.jsonl")]
 
 
-PREFERENCES = StageKind("preferences", 1, PreferencesStageConfig, _run)
+PREFERENCES = StageKind("preferences", 2, PreferencesStageConfig, _run)

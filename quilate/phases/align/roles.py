@@ -175,13 +175,14 @@ def make_roles(
     *,
     lora: LoraConfig | None,
     rewards: Mapping[str, Path],
+    weights: Mapping[str, float],
     value: bool,
-    value_scale: float = 1.0,
 ) -> Roles:
     """Everything that takes part, from a causal model and the folders of finished reward stages.
 
-    The value model starts as the first reward model, its score times `value_scale`, where it stands on the same base;
-    else with values of 0.
+    The value model starts as the first reward model that it can be made from, its score times that reward's weight:
+    with an adapter the first that stands on the same base, else the first of all. Without one it starts with values
+    of 0.
 
     Args:
         model: plain (an adapter was merged); with `lora` None every weight of it is trained, and the reference and the
@@ -189,7 +190,7 @@ def make_roles(
         base: the directory that `model` is of.
     """
     if lora is None:
-        return _in_full(model, base, rewards, value, value_scale)
+        return _in_full(model, base, rewards, weights, value)
     adapted = add_lora(model, lora, base=base)
     adapters = Adapters(adapted)
     encoder = DocumentEncoder(adapted)
@@ -209,7 +210,7 @@ def make_roles(
         first = next(iter(shared), None)
         config = adapted.peft_config[POLICY if first is None else shared[first]]
         adapters.add_trained(VALUE, config)
-        head = _value_head(encoder, None if first is None else judges[first], value_scale)
+        head = _value_head(encoder, None if first is None else (judges[first], weights[first]))
         if first is not None:
             adapters.copy(shared[first], VALUE)
         critic = ValueRole(Role(encoder, _use(adapters, VALUE)), head)
@@ -218,7 +219,9 @@ def make_roles(
     return Roles(adapted, trained, Role(encoder), reference, critic, judges, tuple(shared), adapters)
 
 
-def _in_full(model: PreTrainedModel, base: Path, rewards: Mapping[str, Path], value: bool, value_scale: float) -> Roles:
+def _in_full(
+    model: PreTrainedModel, base: Path, rewards: Mapping[str, Path], weights: Mapping[str, float], value: bool
+) -> Roles:
     judges = {name: _reward_beside(folder, model.dtype) for name, folder in rewards.items()}
     reference = load_causal(base, dtype=model.dtype).requires_grad_(False)
     trained = nn.ModuleDict({"policy": model})
@@ -233,7 +236,7 @@ def _in_full(model: PreTrainedModel, base: Path, rewards: Mapping[str, Path], va
             learned = load_reward_model(rewards[first] / "model", dtype=model.dtype)
             encoder = learned.encoder
             trained["value_body"] = learned.model.base_model.requires_grad_(True)
-        head = _value_head(encoder, None if first is None else judges[first], value_scale)
+        head = _value_head(encoder, None if first is None else (judges[first], weights[first]))
         critic = ValueRole(Role(encoder), head)
         trained["value_head"] = head
     return Roles(
@@ -269,14 +272,16 @@ def _reward_beside(folder: Path, dtype: torch.dtype) -> RewardRole:
     return RewardRole(Role(model.encoder), model.score.weight, model.bias)
 
 
-def _value_head(encoder: DocumentEncoder, judge: RewardRole | None, scale: float) -> nn.Linear:
+def _value_head(encoder: DocumentEncoder, start: tuple[RewardRole, float] | None) -> nn.Linear:
+    """A head that gives a reward model's score times a weight, or 0."""
     width = encoder.divided.head.weight.shape[1]
     head = nn.Linear(width, 1, device=encoder.device, dtype=torch.float32)
     with torch.no_grad():
-        if judge is None:
+        if start is None:
             head.weight.zero_()
             head.bias.zero_()
         else:
+            judge, scale = start
             head.weight.copy_(judge.score * scale)
             head.bias.fill_(judge.bias * scale)
     return head

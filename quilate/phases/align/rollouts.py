@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from quilate.data.conversations import Conversation
+from quilate.data.conversations import Conversation, bare_text
 from quilate.data.packing import Example, PackedBatch, pack_shared, split_shared
 from quilate.data.preferences import JudgedPrompt
 from quilate.errors import ModelError
@@ -35,6 +35,7 @@ class Prompt:
 
     Attributes:
         text: what the user said last; rewards may look at it.
+        asked: everything said before the answer, as it was said: the same for every model's template and tokenizer.
         tokens: up to where the answer begins.
         answer: the right one, where the source has one.
         group: what belongs together, in an interval's resamples say.
@@ -42,6 +43,7 @@ class Prompt:
 
     id: str
     text: str
+    asked: str
     tokens: tuple[int, ...]
     answer: str | None
     group: str
@@ -80,7 +82,7 @@ def _prompts(
         if len(tokens) > limit:
             counts["prompts too long"] += 1
             continue
-        prompts.append(Prompt(id, messages[-1]["content"], tuple(tokens), answer, group))
+        prompts.append(Prompt(id, messages[-1]["content"], bare_text(messages), tuple(tokens), answer, group))
     return prompts, counts
 
 
@@ -91,8 +93,8 @@ def _chat_tokens(messages: list[Message], template: ChatTemplate) -> list[int]:
 
 
 def text_tokens(messages: Sequence[Message], template: ChatTemplate) -> list[int]:
-    """The bare text of messages, a line each."""
-    return prompt_tokens(template.tokenizer, ["\n".join(message["content"] for message in messages)])[0]
+    """The tokens of messages without a chat's marks, a line each."""
+    return prompt_tokens(template.tokenizer, [bare_text(messages)])[0]
 
 
 @dataclass(frozen=True)

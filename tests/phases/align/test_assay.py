@@ -66,6 +66,16 @@ def test_an_aligned_model_and_its_start_answer_the_same_prompts(folder: Folder) 
     assert aligned.facts["judges"]["juez"] == pytest.approx(mean, abs=1e-4)
 
 
+def test_which_prompts_are_asked_does_not_depend_on_a_models_template(folder: Folder, llama_directory: Path) -> None:
+    """Each model asks in its own words, and all must be asked the same."""
+    template = ChatTemplate(load_tokenizer(llama_directory), name="t")
+    stored = stored_preferences(folder.root / "gustos", "held_out")
+    chat, text = (prompts_of_judgements(stored, template, form, limit=384)[0] for form in ("chat", "text"))
+    assert [p.tokens for p in chat] != [p.tokens for p in text]
+    drawn = [{p.id for p in draw(prompts, 6, lambda prompt: prompt.asked)} for prompts in (chat, text)]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 6 < len(chat)
+
+
 def test_an_ilql_policy_writes_by_its_values(folder: Folder, llama_directory: Path) -> None:
     """One token is worth far more than all others: it is written again and again, unless the values do not count."""
     place = folder.root / "valores"
@@ -90,7 +100,7 @@ def test_an_ilql_policy_writes_by_its_values(folder: Folder, llama_directory: Pa
     )
     theirs = AutoModelForCausalLM.from_pretrained(llama_directory).double().eval()
     total = 0.0
-    for prompt in draw(prompts, 6, lambda prompt: str(prompt.tokens)):
+    for prompt in draw(prompts, 6, lambda prompt: prompt.asked):
         with torch.no_grad():
             logits = theirs(input_ids=torch.tensor([[*prompt.tokens, *[token] * 8]])).logits[0]
         total -= float(logits.log_softmax(-1)[len(prompt.tokens) - 1 : -1, token].sum())

@@ -126,6 +126,15 @@ def losses_of(folder: Folder, loss: str, micro_batch_tokens: int) -> tuple[float
     return step.loss, step.gradient_norm, batches
 
 
+def test_the_token_budget_counts_mismatched_completions(folder: Folder) -> None:
+    template = ChatTemplate(load_tokenizer(model_of(folder.root / "base")), name="t")
+    judged = stored_preferences(folder.root / "gustos", "train")
+    prompts = with_mismatches(judged, encode_prompts(judged, template, limit=128)[0], limit=128)
+    batches = PreferenceBatches(prompts, batch_size=4, epochs=1, seed=0, micro_batch_tokens=500, max_tokens=1500)
+    read = sum(part.tokens for step in range(len(batches)) for part in batches[step])
+    assert batches.examples_left_out > 0 and 1000 < read <= 1500
+
+
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "kto", "orpo"])
 def test_a_steps_loss_is_the_formula_on_transformers_own_log_probabilities(folder: Folder, loss: str) -> None:
     """TRL's formulas by hand: DPO and KTO on sums, IPO and ORPO on means over the completion's tokens."""

@@ -61,7 +61,7 @@ def test_a_contextual_bandit_is_solved(folder: Folder, kind: str, keys: dict[str
 def parts_of_first_step(folder: Folder, kind: str, **keys: Any) -> tuple[OnlineLoss, list[Any], Any]:
     part = online(asked(folder), kind, **keys)
     method = ppo(part.config) if isinstance(part.config, PpoConfig) else grpo(part.config)  # type: ignore[arg-type]
-    iterations, _ = plan(part)
+    iterations, _ = plan(part, 0)
     batches = OnlineBatches(
         part.context.folder, part.prompts, iterations, explorer(part, method), micro_batch_tokens=25, settings={}
     )
@@ -257,7 +257,7 @@ def test_ppo_mixes_pretraining_text_by_its_weight(folder: Folder) -> None:
     )
     assert [e.id for e in texts(0)[0]] == [e.id for e in texts(0)[0]] and len(texts(4)[0]) == 3
     method = ppo(part.config, texts)  # type: ignore[arg-type]
-    iterations, _ = plan(part)
+    iterations, _ = plan(part, 0)
     batches = OnlineBatches(
         part.context.folder, part.prompts, iterations, explorer(part, method), micro_batch_tokens=2000, texts=texts,
         settings={},
@@ -268,6 +268,16 @@ def test_ppo_mixes_pretraining_text_by_its_weight(folder: Folder) -> None:
     loss = OnlineLoss(part.roles, method, part.config)(text)
     mean = -part.roles.policy.log_probs(text.packed, 1.0).mean()  # at temperature 1, whatever is sampled at
     assert float(loss.detach()) / weight == pytest.approx(5.0 * float(mean.detach()), rel=1e-5)
+
+
+def test_the_token_budget_counts_the_pretraining_text_too(folder: Folder) -> None:
+    tight = {"max_train_tokens": 3000, "prompts_per_iteration": 2, "batch_size": 2, "epochs": 3}
+    part = online(asked(folder), "ppo", text={"corpora": ["c"], "pieces": 3, "length": 8}, **tight)
+    alone, beside = (plan(part, tokens)[0] for tokens in (0, 24))
+    longest = [sum(len(part.prompts[i].tokens) + part.config.max_new_tokens for i in one.prompts) for one in alone]
+    assert 0 < len(beside) < len(alone)
+    steps = sum(len(one.steps) for one in beside)
+    assert 2 * sum(longest[: len(beside)]) * part.config.passes + 24 * steps <= 3000
 
 
 def test_full_training_saves_a_plain_model(folder: Folder) -> None:

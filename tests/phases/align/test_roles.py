@@ -68,12 +68,13 @@ def test_a_reward_stages_adapter_judges_on_the_policys_own_base(folder: Folder) 
             expected = float(whole(packed.input_ids, packed.position_ids, packed.lengths))
             values = roles.value(packed)
         assert float(rollouts.rewards["juez"][row]) == pytest.approx(expected, abs=1e-4)
-        # The value model starts as the judge: before the last token it says what the judge says of all but that one.
+        # The value model starts as the judge times its weight: before the last token it says what the judge says of all
+        # but that one.
         if len(tokens) > 1:
             shorter = pack([example_of("x", prompt, tokens[:-1])])
             with torch.no_grad():
                 judged = float(roles.rewards["juez"](shorter))
-            assert float(values[-1]) == pytest.approx(judged, abs=1e-4)
+            assert float(values[-1]) == pytest.approx(0.5 * judged, abs=1e-4)
 
 
 def test_one_base_is_in_memory_with_lora(folder: Folder) -> None:

@@ -31,7 +31,7 @@ from quilate.phases.align.scoring import (
 
 
 def asked(*answers: str | None) -> list[Prompt]:
-    return [Prompt(f"p{n}", "¿Qué año?", (1, 2), answer, f"g{n}") for n, answer in enumerate(answers)]
+    return [Prompt(f"p{n}", "¿Qué año?", "¿Qué año?", (1, 2), answer, f"g{n}") for n, answer in enumerate(answers)]
 
 
 def written(texts: list[str], answers: list[str | None] | None = None) -> Completions:
