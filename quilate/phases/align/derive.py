@@ -7,7 +7,6 @@ other a model's is in every one of them, beside right and wrong. They are marked
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from quilate.inference.generation import Generator
 from quilate.inference.sampling import Sampling
 from quilate.models.load import context_length, load_causal, load_tokenizer
 from quilate.models.precision import Precision, compute_dtype
+from quilate.phases.align.patterns import extracted, same_answer, with_one_group
 from quilate.phases.align.preferences import split_prompts
 from quilate.phases.align.rollouts import prompts_of_judgements, stop_tokens
 from quilate.phases.corpus import refuse_leak
@@ -82,13 +82,7 @@ class DeriveConfig(Config):
     @field_validator("extract")
     @classmethod
     def _one_group(cls, pattern: str) -> str:
-        try:
-            groups = re.compile(pattern).groups
-        except re.error as error:
-            raise ValueError(f"'{pattern}' is no regular expression: {error}") from error
-        if groups != 1:
-            raise ValueError(f"'{pattern}' must have exactly one group, which holds the answer")
-        return pattern
+        return with_one_group(pattern)
 
 
 @dataclass(frozen=True)
@@ -100,12 +94,6 @@ class Question:
     explanation: str
     correct: str
     group: str
-
-
-def reached(pattern: str, completion: str) -> str | None:
-    """The answer that a completion reaches: what the pattern's group finds last, or None."""
-    found = re.findall(pattern, completion)
-    return found[-1].strip() if found else None
 
 
 def read_questions(config: DeriveConfig, base: Path) -> tuple[list[Question], Counter[str]]:
@@ -126,7 +114,7 @@ def read_questions(config: DeriveConfig, base: Path) -> tuple[list[Question], Co
         prompt, explanation, correct = (texts[name].of(row) for name in ("prompt", "explanation", "correct"))
         if not (prompt and explanation and correct):
             counts["rows without a question, an explanation or an answer"] += 1
-        elif reached(config.extract, explanation) != correct:
+        elif not same_answer(extracted(config.extract, [explanation])[0], correct):
             counts["rows whose explanation does not reach the right answer"] += 1
         else:
             group = digest(prompt)[:16] if group_of is None else group_of.of(row)
@@ -148,13 +136,13 @@ def derive_pairs(
     judged, counts = [], Counter[str]()
     for question, completions in zip(questions, written, strict=True):
         wrong: dict[str, None] = {}
-        for text, ended in completions:
-            answer = reached(pattern, text)
+        answers = extracted(pattern, [text for text, _ in completions])
+        for (text, ended), answer in zip(completions, answers, strict=True):
             if not ended:
                 counts["completions cut for length"] += 1
             elif answer is None:
                 counts["completions that reach no answer"] += 1
-            elif answer == question.correct:
+            elif same_answer(answer, question.correct):
                 counts["completions that reach the right answer"] += 1
             else:
                 counts["completions that reach a wrong answer"] += 1

@@ -7,15 +7,15 @@ Shapes: B completions, T the longest one's tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -30,12 +30,9 @@ from quilate.phases.align.functions import (
     function_of_file,
     is_finite,
     split_place,
-    time_limit,
 )
+from quilate.phases.align.patterns import compiled, extracted, pattern_limit, same_answer, with_one_group
 from quilate.phases.align.rollouts import Completions
-
-# A rule that takes longer for a batch of completions backtracks without end (guess: real ones take milliseconds).
-RULE_SECONDS = 20.0
 
 
 class RewardSource(Config):
@@ -61,9 +58,7 @@ class AnswerReward(RewardSource):
     @field_validator("extract")
     @classmethod
     def _one_group(cls, pattern: str | None) -> str | None:
-        if pattern is not None and _compiled(pattern).groups != 1:
-            raise ValueError(f"'{pattern}' must have exactly one group, which holds the answer")
-        return pattern
+        return None if pattern is None else with_one_group(pattern)
 
 
 class RulesReward(RewardSource):
@@ -104,8 +99,7 @@ class Rule(Config):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        _compiled(pattern)
-        return pattern
+        return compiled(pattern).pattern
 
 
 class Rules(Config):
@@ -113,6 +107,13 @@ class Rules(Config):
 
     rules: list[Rule] = Field(min_length=1)
     """Every rule counts for itself."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Rules:
+        twice = [name for name, count in Counter(rule.name for rule in self.rules).items() if count > 1]
+        if twice:
+            raise ValueError(f"two rules are called '{twice[0]}': give each a name of its own")
+        return self
 
 
 TextReward = AnswerReward | RulesReward | FunctionReward  # what needs no model
@@ -244,52 +245,22 @@ def content_of_rewards(rewards: Mapping[str, RewardSource], base: Path) -> dict[
 
 def exact_match(extract: str | None = None) -> Reward:
     """1 where a completion (or what `extract` finds in it) is its prompt's answer, but for case and white space."""
-    pattern = None if extract is None else _compiled(extract)
 
     def score(written: Completions) -> Mapping[str, Sequence[Score]]:
-        texts = written.texts
-        with _pattern_limit(extract or ""):
-            given = [text if pattern is None else next(iter(pattern.findall(text)[-1:]), None) for text in texts]
-        return {"": [float(_same(one, p.answer)) for one, p in zip(given, written.prompts, strict=True)]}
+        given = written.texts if extract is None else extracted(extract, written.texts)
+        return {"": [float(same_answer(one, p.answer)) for one, p in zip(given, written.prompts, strict=True)]}
 
     return score
-
-
-def _same(given: str | None, answer: str | None) -> bool:
-    if given is None or answer is None:
-        return False
-    return given.casefold().split() == answer.casefold().split()
 
 
 def matched_rules(rules: Rules) -> Reward:
     """Each rule's score where its pattern is found, 0 elsewhere."""
-    compiled = {rule.name: (_compiled(rule.pattern), rule.score) for rule in rules.rules}
 
     def score(written: Completions) -> Mapping[str, Sequence[Score]]:
         found: dict[str, Sequence[Score]] = {}
-        for name, (pattern, points) in compiled.items():
-            with _pattern_limit(pattern.pattern):
-                found[name] = [points if pattern.search(text) else 0.0 for text in written.texts]
+        for rule in rules.rules:
+            with pattern_limit(rule.pattern):
+                found[rule.name] = [rule.score if re.search(rule.pattern, text) else 0.0 for text in written.texts]
         return found
 
     return score
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"'{pattern}' is no regular expression: {error}") from error
-
-
-@contextmanager
-def _pattern_limit(pattern: str) -> Iterator[None]:
-    """Python's own matching can take exponential time."""
-    try:
-        with time_limit(RULE_SECONDS):
-            yield
-    except TimeoutError as error:
-        raise DataError(
-            f"the pattern '{pattern}' did not finish within {RULE_SECONDS:.0f} s",
-            hint="nested repetitions such as (a+)+ backtrack without end: rewrite it",
-        ) from error

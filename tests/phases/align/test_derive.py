@@ -11,7 +11,8 @@ from judged import Folder
 from quilate.config import validate
 from quilate.errors import ConfigError, DataError
 from quilate.files import read_jsonl, write_jsonl
-from quilate.phases.align.derive import DERIVE, DeriveConfig, Question, derive_pairs, reached, read_questions
+from quilate.phases.align.derive import DERIVE, DeriveConfig, Question, derive_pairs, read_questions
+from quilate.phases.align.patterns import extracted
 from quilate.phases.align.preferences import stored_preferences
 
 ANSWER = r"Respuesta: (\d)"
@@ -34,8 +35,14 @@ def cases(count: int = 12) -> list[dict[str, Any]]:
 
 
 def test_the_last_answer_counts() -> None:
-    assert reached(ANSWER, "Respuesta: 3. No: Respuesta: 4.") == "4"
-    assert reached(ANSWER, "No sé.") is None
+    assert extracted(ANSWER, ["Respuesta: 3. No: Respuesta: 4.", "No sé."]) == ["4", None]
+
+
+def test_a_right_answer_is_never_a_rejected_completion() -> None:
+    """It is right here exactly where a reward of kind `answer` calls it right: whatever its case and white space."""
+    questions = [Question("q", "¿?", "Respuesta: Fiebre Q", "fiebre q", "g")]
+    judged, counts = derive_pairs(questions, [[("Respuesta: fiebre  Q ", True)]], r"Respuesta: (.+)")
+    assert judged == [] and counts["completions that reach the right answer"] == 1
 
 
 def test_an_explanation_is_preferred_to_each_different_wrong_completion() -> None:

@@ -15,7 +15,7 @@ import torch
 from quilate.config import load, validate
 from quilate.errors import ConfigError, DataError, QuilateError
 from quilate.files import read_jsonl
-from quilate.phases.align import scoring
+from quilate.phases.align import patterns
 from quilate.phases.align.functions import function_of_file
 from quilate.phases.align.rollouts import Completions, Prompt
 from quilate.phases.align.scoring import (
@@ -63,6 +63,9 @@ def test_rules_add_up_and_each_is_shown(tmp_path: Path) -> None:
     assert found == {"da gracias": [1, 1, 0], "receta": [0, -2, -2]}
     with pytest.raises(ConfigError, match="no regular expression"):
         validate(Rules, {"rules": [{"name": "x", "pattern": "(", "score": 1.0}]}, source="t")
+    twice = [{"name": "cortesía", "pattern": pattern, "score": 1.0} for pattern in ("gracias", "por favor")]
+    with pytest.raises(ConfigError, match="two rules are called 'cortesía'"):
+        validate(Rules, {"rules": twice}, source="t")
 
 
 def test_sources_are_weighted_and_logged_apart(tmp_path: Path) -> None:
@@ -157,7 +160,7 @@ def test_what_a_reward_is_made_of_is_part_of_the_stage(tmp_path: Path) -> None:
 
 
 def test_a_pattern_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "RULE_SECONDS", 0.3)
+    monkeypatch.setattr(patterns, "PATTERN_SECONDS", 0.3)
     rules = validate(Rules, {"rules": [{"name": "lenta", "pattern": "(a+)+$", "score": 1.0}]}, source="t")
     with pytest.raises(DataError, match="did not finish"):
         matched_rules(rules)(written(["a" * 60 + "b"]))
