@@ -134,10 +134,15 @@ def _say_what_is_not_known(estimates: Sequence[Estimate]) -> None:
     from quilate.cli.display import result_console
 
     console = result_console()
-    left_out = [e.name for e in estimates if not e.estimated]
+    left_out: dict[str, list[str]] = {}
+    for estimate in estimates:
+        if not estimate.estimated:
+            left_out.setdefault("; ".join(estimate.notes), []).append(estimate.name)
     if left_out:
-        console.print(f"not estimated, {len(left_out)} stages that use no model of ours: {', '.join(left_out)}")
-    noted = {f"{e.name}: {note}" for e in estimates for note in e.notes}
+        console.print(f"not estimated, and not in what stands above: {sum(map(len, left_out.values()))} stages")
+    for reason, names in left_out.items():
+        console.print(f"  {reason}: {', '.join(names)}", markup=False)
+    noted = {f"{e.name}: {note}" for e in estimates if e.estimated for note in e.notes}
     console.print("\n".join(sorted(noted))) if noted else None
     busy, cores = max((e.load for e in estimates), default=0.0), len(os.sched_getaffinity(0))
     if busy > cores / 2:

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from quilate.errors import ConfigError, ModelError
+from quilate.errors import ModelError
 from quilate.files import read_json, write_json
 from quilate.models.heads import CLASSIFIER_NAMES, classifier_name, classifier_of
 from quilate.models.precision import compute_device
@@ -306,15 +306,12 @@ def recompute_activations(model: torch.nn.Module) -> None:
     """Make the layers of the language model in `model` keep their inputs alone while they train (Chen et al. 2016).
 
     Raises:
-        ConfigError: the model stays in evaluation mode, in which transformers would keep all and say nothing.
+        ValueError: the model stays in evaluation mode, in which transformers would keep all and say nothing.
     """
     inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     model.train()
     if not inner.training:
-        raise ConfigError(
-            "`gradient_checkpointing` needs a model in training mode, and alignment trains without dropout",
-            hint="leave it out of this stage, and lower `micro_batch_tokens` instead",
-        )
+        raise ValueError("activations are recomputed in training mode only, and this model does not enter it")
     older_name = "gradient_checkpointing_enable"
     enable = getattr(inner, "activation_checkpointing_enable", None) or getattr(inner, older_name)
     enable({"use_reentrant": False})

@@ -43,9 +43,6 @@ class ExampleTraining(Config):
     """Largest gradient norm."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Most tokens in memory at once; a step is divided as needed, with the same result."""
-    gradient_checkpointing: bool = False
-    """Keep only each layer's input and compute the rest again for the gradient: less memory, a third more time, the
-    same result."""
     precision: Precision = "auto"
     """`bf16` computes in bf16 over fp32 master weights, stochastically rounded; `fp32` is exact and slower."""
     checkpoint_seconds: float = Field(default=300.0, gt=0)
@@ -56,6 +53,15 @@ class ExampleTraining(Config):
     """What follows when a loss spikes."""
     max_train_tokens: int | None = Field(default=None, ge=1)
     """Most tokens to train on; a recipe's token budget sets it for every arm."""
+
+
+class RecomputingTraining(ExampleTraining):
+    """Training in which activations may be computed again. Where models train without dropout, in evaluation mode,
+    transformers would keep them all the same and say nothing."""
+
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input and compute the rest again for the gradient: less memory, a third more time, the
+    same result."""
 
 
 def plan_batches(config: ExampleTraining, examples: Sequence[Example], seed: int) -> ExampleBatches:
@@ -122,7 +128,7 @@ def train(
         warmup_steps=round(config.warmup * len(batches)),
         decay=config.decay,
     )
-    if config.gradient_checkpointing:
+    if isinstance(config, RecomputingTraining) and config.gradient_checkpointing:
         recompute_activations(model)
     trained, sharded_loss = shard(model, loss_function)
     optimizer = AdamW(

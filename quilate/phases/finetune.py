@@ -46,7 +46,7 @@ from quilate.models.tuning.lora import TAKEN_FROM_THE_BASE, LoraConfig, add_lora
 from quilate.models.tuning.merge import merged
 from quilate.models.tuning.virtual import add_virtual_tokens
 from quilate.phases.asking import WrittenScorer, written_scorer
-from quilate.phases.example_training import ExampleTraining, plan_batches, train, training_flops
+from quilate.phases.example_training import RecomputingTraining, plan_batches, train, training_flops
 from quilate.phases.examples import (
     Examples,
     item_of,
@@ -83,7 +83,7 @@ DEFAULT_LAST_LAYERS = 2
 DEFAULT_VIRTUAL_TOKENS = 20  # Lester et al. 2021, figure 3b: more than 20 gain little
 
 
-class TuningConfig(ExampleTraining):
+class TuningConfig(RecomputingTraining):
     """What of a model is trained on labelled items, and how fast."""
 
     method: Method

@@ -24,7 +24,7 @@ from quilate.models.precision import compute_dtype
 from quilate.models.tuning.lora import LoraConfig, add_lora
 from quilate.models.tuning.merge import merge, merged
 from quilate.phases.conversations import stored_conversations
-from quilate.phases.example_training import ExampleTraining, plan_batches, train_on_examples, training_flops
+from quilate.phases.example_training import RecomputingTraining, plan_batches, train_on_examples, training_flops
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of, once, write_model_note
 from quilate.rng import Streams
 from quilate.tasks.leaks import normalize
@@ -36,7 +36,7 @@ DEFAULT_RATE = {"full": 2e-5, "lora": 2e-4}
 MEASURE = "nats per assistant token"
 
 
-class SftConfig(ExampleTraining):
+class SftConfig(RecomputingTraining):
     kind: Literal["sft"]
     """A causal model is trained on conversations, on what the assistant says in them."""
     conversations: list[str] = Field(min_length=1)

@@ -14,7 +14,7 @@ from quilate.plan.formulas import MFU, gpu_hours, reading_flops, reading_memory,
 from quilate.plan.hardware import Gpu
 from quilate.plan.probe import measured
 from quilate.plan.took import longest
-from quilate.plan.workloads import Workload, Workloads
+from quilate.plan.workloads import NotEstimatedError, Workload, Workloads
 from quilate.recipe.executors.subprocess import stage_environment
 from quilate.recipe.graph import Graph, Node
 from quilate.recipe.listener import RunListener
@@ -29,7 +29,7 @@ READING = ("task", "base", "corpus", "conversations", "preferences")
 class Estimate:
     """Of one stage. `seconds`, `cpu_seconds` and `memory_bytes` are this machine's, or None where it was not probed;
     `gpu_seconds` and `gpu_memory_bytes` are those of a GPU, from tables. `load` is the busiest that the machine was
-    while probed."""
+    while probed; `notes` say why a stage is not `estimated`."""
 
     name: str
     kind: str
@@ -54,9 +54,8 @@ def read_inputs(recipe: Recipe, graph: Graph, base_folder: Path, out: Path, list
     Raises:
         QuilateError: as `run_recipe`.
     """
-    for node in graph.nodes.values():
-        if node.kind in READING:
-            run_recipe(recipe, base_folder=base_folder, out=out, listener=listener, stop=StopRequest(), until=node.name)
+    reading = [node.name for node in graph.nodes.values() if node.kind in READING]
+    run_recipe(recipe, base_folder=base_folder, out=out, listener=listener, stop=StopRequest(), until=reading)
 
 
 def plan_recipe(
@@ -92,17 +91,19 @@ def plan_recipe(
             if twin in by_name:  # another seed computes as much
                 by_name[node.name] = replace(by_name[twin], name=node.name)
                 continue
-            workload = workloads.of(node)
-            if node.kind not in READING:
-                by_name[node.name] = _estimate(node, workload, gpu, gpus, mfu)
-            if workload is not None and probe:
+            try:
+                workload = workloads.of(node)
+            except NotEstimatedError as reason:
+                if node.kind not in READING:
+                    by_name[node.name] = Estimate(node.name, node.kind, estimated=False, notes=(str(reason),))
+                continue
+            by_name[node.name] = _estimate(node, workload, gpu, gpus, mfu)
+            if probe:
                 by_name[node.name] = _with_rates(by_name[node.name], workload, note)
     return list(by_name.values())
 
 
-def _estimate(node: Node, workload: Workload | None, gpu: Gpu | None, gpus: int, mfu: float) -> Estimate:
-    if workload is None:
-        return Estimate(node.name, node.kind, estimated=False)
+def _estimate(node: Node, workload: Workload, gpu: Gpu | None, gpus: int, mfu: float) -> Estimate:
     dimensions, trainable = workload.model.dimensions(workload.tuning or workload.model.adapter)
     trained = workload.train_tokens > 0
     flops = training_flops(dimensions.parameters, workload.train_tokens, trainable)
@@ -116,8 +117,8 @@ def _estimate(node: Node, workload: Workload | None, gpu: Gpu | None, gpus: int,
     memory = reading_memory(dimensions)
     if trained:
         memory = training_memory(
-            dimensions, trainable, workload.micro_batch_tokens,
-            several_micro_batches=workload.several_micro_batches, shards=gpus,
+            dimensions, trainable, workload.micro_batch_tokens, several_micro_batches=workload.several_micro_batches,
+            gradient_checkpointing=workload.recomputes, shards=gpus,
         )  # fmt: skip
     hours = gpu_hours(flops, gpu.peak_flops, mfu)
     return replace(estimate, gpu_seconds=3600 * hours / gpus, gpu_memory_bytes=memory)

@@ -20,7 +20,7 @@ from quilate.errors import QuilateError
 from quilate.files import cache_folder, digest, read_json, sha256_of_file, write_json
 from quilate.plan.took import Took
 
-VERSION = 3  # counted up when a probe would measure something else
+VERSION = 4  # counted up when a probe would measure something else
 
 Activity = Literal["train", "loss", "encode", "score"]
 
@@ -37,6 +37,7 @@ class ProbeSpec:
         steps: of `train`: for each step its micro-batches, each a list of documents (tokens, supervised tokens). Of the
             others: one list of batches of documents.
         prefix, labels: of `score`: the tokens that all prompts share, and those of each label.
+        recomputes: of `train`: whether activations are computed again for the gradient.
     """
 
     model: str
@@ -47,6 +48,7 @@ class ProbeSpec:
     optimizer: str = "adamw"
     prefix: int = 0
     labels: list[list[int]] | None = None
+    recomputes: bool = False
 
     def key(self) -> str:
         """What identifies the measurement; the model by its shape, which is all that matters here."""
@@ -161,6 +163,7 @@ class _Probe:
         """Tokens and time of all steps but the first, which warms up; it should be the largest."""
         from quilate.engine.language_modelling import LanguageModellingLoss
         from quilate.engine.loop import curvature_step, optimizer_step
+        from quilate.models.load import recompute_activations
         from quilate.optim.choice import make_optimizer
         from quilate.optim.sophia import Sophia
         from quilate.rng import Streams
@@ -170,6 +173,8 @@ class _Probe:
         optimizer = make_optimizer(self.spec.optimizer, self.model, streams, head=head)  # type: ignore[arg-type]
         loss = LanguageModellingLoss(self.model)
         probed = loss.to_probe(optimizer)
+        if self.spec.recomputes:
+            recompute_activations(self.model)
         self.model.train()
         tokens, total = 0, Took()
         for number, step in enumerate(self.spec.steps):
@@ -226,7 +231,15 @@ class _Probe:
         score_tokens(self.model, prompts, labels)  # the first time memory is new, which of many batches none would see
         started = Took.so_far()
         found = score_tokens(self.model, prompts, labels)
-        return found.tokens - self.spec.prefix, Took.so_far() - started
+        took = Took.so_far() - started
+        if len(prompts) <= 2:
+            return found.tokens, took
+        # What the prompts share is read once, however many they are: with two of them it counts as loading.
+        started = Took.so_far()
+        two = score_tokens(self.model, prompts[-2:], labels)
+        once = Took.so_far() - started
+        self.loading += once
+        return found.tokens - two.tokens, took - once
 
     @property
     def _vocabulary(self) -> int:

@@ -27,10 +27,12 @@ from quilate.inference.likelihood import BATCH_TOKENS as SCORE_TOKENS
 from quilate.inference.scorer import PromptScorer, load_scorer
 from quilate.models.load import context_of_directory, is_masked_directory, load_tokenizer
 from quilate.phases import finetune, icl, language_modelling, sft
+from quilate.phases.align import dpo
 from quilate.phases.align import training as alignment
 from quilate.phases.corpus import corpus_documents
 from quilate.phases.examples import choice_examples, label_examples
 from quilate.phases.prompting import trials_of
+from quilate.phases.search import combinations, config_of
 from quilate.phases.stage import StageContext
 from quilate.plan.models import Model, pretend_stage, stand_in
 from quilate.plan.probe import Activity, ProbeSpec
@@ -44,10 +46,16 @@ from quilate.tokenization.segments import common_prefix_length
 
 Documents = list[tuple[int, int]]  # (tokens, supervised tokens) of each
 
+# Why a kind of stage is not estimated.
+NOT_KNOWN = {
+    **dict.fromkeys(("ppo", "grpo", "derive", "assay"), "how much a model will write is not known"),
+    **dict.fromkeys(("cloning", "ilql", "distill", "multitask", "privacy"), "no probe knows this kind of stage"),
+    "api": "somebody else's machine computes",
+}
 SAMPLE_BYTES = 300_000  # of each corpus, tokenized to know how long its documents are (guess)
 MASKED_SHARE = 0.15  # Devlin et al. 2019
 PROBED_STEPS = 5  # the largest, which warms up, and four that are timed (guess)
-PROBED_BATCHES = 3  # of a forward pass
+PROBED_BATCHES = 8  # of a forward pass: those of three differed by half from the mean of all on the demo
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class Workload:
         tuning: how the model is made trainable (see `ProbeSpec`); None for all of it, or where nothing is trained.
         saves: whether it writes the model.
         other: time on this machine for what no model does: making tokens, and a tokenizer.
+        recomputes: whether activations are computed again for the gradient.
     """
 
     model: Model
@@ -75,6 +84,7 @@ class Workload:
     other: Took = field(default_factory=Took)
     micro_batch_tokens: int = 0
     several_micro_batches: bool = False
+    recomputes: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -84,6 +94,10 @@ class Workload:
     @property
     def read_tokens(self) -> int:
         return sum(part.tokens for part in self.parts if part.probe.activity != "train")
+
+
+class NotEstimatedError(Exception):
+    """The reason why a stage has no estimate."""
 
 
 class Workloads:
@@ -98,7 +112,7 @@ class Workloads:
         self.graph, self.folder_of, self.base_folder, self.scratch = graph, folder_of, base_folder, scratch
         self._models: dict[str, Model] = {}
         self._scorers: dict[str, tuple[Node, list[Path]]] = {}
-        self._kinds: dict[str, Callable[[Node], Workload | None]] = {
+        self._kinds: dict[str, Callable[[Node], Workload]] = {
             "base": self._base,
             "pretrain": self._pretrain,
             "adapt": self._adapt,
@@ -110,12 +124,25 @@ class Workloads:
             "evaluate": self._evaluate,
         }
 
-    def of(self, node: Node) -> Workload | None:
-        """What a stage will compute; None if that is not estimated."""
-        derived = any(self.graph.nodes[name].kind == "derive" for name in node.inputs.values())
-        # What is trained on pairs that a model has yet to write cannot be known before.
-        workload = (self._unknown if derived else self._kinds.get(node.kind, self._unknown))(node)
-        return workload if workload is None or workload.parts else None
+    def of(self, node: Node) -> Workload:
+        """What a stage will compute.
+
+        Raises:
+            NotEstimatedError: that is not known; what stands on it starts from a model of the same shape.
+        """
+        try:
+            if any(self.graph.nodes[name].kind == "derive" for name in node.inputs.values()):
+                raise NotEstimatedError("it learns from what a model has yet to write")
+            if node.kind not in self._kinds:
+                raise NotEstimatedError(NOT_KNOWN.get(node.kind, "it computes little, or nothing with a model of ours"))
+            workload = self._kinds[node.kind](node)
+        except NotEstimatedError:
+            if "model" in node.inputs:
+                self._models[node.name] = self._below(node).merged()
+            raise
+        if not workload.parts:
+            raise NotEstimatedError("it has nothing to read")
+        return workload
 
     def _context(self, node: Node) -> StageContext[Any]:
         """The stage's context, with stand-ins for models that are not there yet."""
@@ -139,15 +166,11 @@ class Workloads:
 
     # Models
 
-    def _base(self, node: Node) -> None:
+    def _base(self, node: Node) -> Workload:
         from quilate.phases.stage import model_of
 
         self._models[node.name] = Model(model_of(self.folder_of(node.name)))
-
-    def _unknown(self, node: Node) -> None:
-        """What stands on a stage that is not estimated starts from a model of the same shape."""
-        if "model" in node.inputs:
-            self._models[node.name] = self._below(node).merged()
+        raise NotEstimatedError("it only reads files")
 
     def _pretrain(self, node: Node) -> Workload:
         context = self._context(node)
@@ -187,7 +210,7 @@ class Workloads:
             *_reading(model, config, held_out, times=measured),
         ]
         tokenizing = sum((took for _, took in sampled.values()), Took())
-        return replace(_training_workload(model, tuning, parts, steps), other=tokenizing)
+        return replace(_training_workload(model, tuning, parts, steps, config), other=tokenizing)
 
     def _sft(self, node: Node) -> Workload:
         context, model = self._context(node), self._below(node).merged()
@@ -216,15 +239,15 @@ class Workloads:
     def _dpo(self, node: Node) -> Workload:
         context, model = self._context(node), self._below(node).merged()
         prepared = alignment.prepare(context)
-        prompts = [prompt for prompt in prepared.train if prompt.pairs]
-        learned = [completion for prompt in prompts for completion in prompt.completions]
+        prompts = dpo.trainable_prompts(context.config, prepared)
+        asked = [c for prompt in dpo.read_before_training(context.config, prompts) for c in prompt.completions]
         held_out = [c for part in prepared.held_out.values() for prompt in part for c in prompt.completions]
         corpora = {role: corpus_documents(f, "held_out") for role, f in context.inputs.items() if "corpus:" in role}
         text = _held_out(prepared.template.tokenizer, corpora, alignment_window(model), masked=False)
         self._models[node.name] = Model(model.directory, _tuning(context.config))
-        # Before training: every completion once; after it the held-out ones, and both policies again for the KL.
+        # The held-out completions are read before training and after it, and by both policies again for the KL.
         readings = [
-            *_reading(model, context.config, learned, times=1),
+            *_reading(model, context.config, asked, times=1),
             *_reading(model, context.config, held_out, times=4),
         ]
         readings += _reading(model, context.config, text, times=2)
@@ -240,17 +263,34 @@ class Workloads:
         tokens = sum(sizes)
         tuning = _tuning(config)
         train = Part(_probe(model, "train", config, _largest_first(chosen), tuning), tokens)
-        return _training_workload(model, tuning, [train, *readings], chosen)
+        return _training_workload(model, tuning, [train, *readings], chosen, config)
 
     # Arms
 
-    def _finetune(self, node: Node) -> Workload | None:
-        context, below = self._context(node), self._below(node)
+    def _finetune(self, node: Node) -> Workload:
+        context = self._context(node)
+        config: finetune.FinetuneConfig = context.config
+        if config.search is None:
+            return self._tuned(node, context)
+        trials = combinations(config.search)
+        alone = [replace(context, config=config_of(config, trial, len(trials))) for trial in trials]
+        workloads = [self._tuned(node, one) for one in alone]
+        task = load_task(context.inputs["task"] / "task")
+        if not isinstance(task, ClassificationTask):
+            raise NotEstimatedError("a search, and how its trials read the development items is known for labels only")
+        dev = [item.text for item in task.dev]
+        read = [self._answering(node, one.config, task, dev) for one in alone]
+        largest = max(workloads, key=lambda workload: workload.micro_batch_tokens)
+        parts = [part for workload in (*workloads, *read) for part in workload.parts]
+        return replace(largest, parts=parts, notes=[f"{len(trials)} trials"])
+
+    def _tuned(self, node: Node, context: StageContext[Any]) -> Workload:
+        """One training, without a search."""
+        below = self._below(node)
         config: finetune.FinetuneConfig = context.config
         task = config.what_is_learned(load_task(context.inputs["task"] / "task"), context.seed)
-        if config.search is not None or config.quantize is not None or config.method in ("ia3", "prefix", "prompt"):
-            self._unknown(node)
-            return None
+        if config.quantize is not None or config.method in ("ia3", "prefix", "prompt"):
+            raise NotEstimatedError("a method or a quantized base that no probe knows")
         if isinstance(task, ClassificationTask) and config.method == "head":
             return Workload(below, None, [self._encoding(below, config, [item.text for item in task.train], task)])
         model, tokenizer = below.merged(), load_tokenizer(below.directory)
@@ -263,7 +303,7 @@ class Workloads:
             case ChoiceTask():
                 examples = choice_examples(task, config.option_form(), tokenizer, **sizes).examples
             case _:
-                return None
+                raise NotEstimatedError(f"tasks of the kind {task.config.kind} are not probed")
         return self._example_training(context, model, tuning, examples, [])
 
     def _example_training(
@@ -277,7 +317,7 @@ class Workloads:
         chosen = [[_documents(batch) for batch in batches[step]] for step in _probed(sizes)]
         tokens = sum(sizes)
         train = Part(_probe(model, "train", context.config, _largest_first(chosen), tuning), tokens)
-        return _training_workload(model, tuning, [train, *readings], chosen)
+        return _training_workload(model, tuning, [train, *readings], chosen, context.config)
 
     def _encoding(
         self, model: Model, config: finetune.FinetuneConfig, texts: Sequence[str], task: ClassificationTask
@@ -292,13 +332,13 @@ class Workloads:
         chosen = [batches[i] for i in _spread(len(batches), PROBED_BATCHES)]
         return Part(_probe(model, "encode", config, [chosen], model.adapter), sum(lengths))
 
-    def _icl(self, node: Node) -> Workload | None:
+    def _icl(self, node: Node) -> Workload:
         """Building a prompt takes no time; choosing between several reads the development items once for each."""
         context = self._context(node)
         config: icl.IclConfig = context.config
         task = load_task(context.inputs["task"] / "task")
         if not isinstance(task, ClassificationTask):
-            return None
+            raise NotEstimatedError(f"tasks of the kind {task.config.kind} are not probed")
         trials = trials_of(config)
         folders = []
         for number, trial in enumerate(trials):
@@ -309,15 +349,15 @@ class Workloads:
             folders.append(place / "scorer")
         self._scorers[node.name] = node, folders
         if len(trials) == 1:
-            return None
+            raise NotEstimatedError("there is one prompt, and nothing to choose")
         model, texts = self._below(node), [item.text for item in task.dev]
         return Workload(model, None, [self._scoring(model, folder, texts, config) for folder in folders])
 
-    def _evaluate(self, node: Node) -> Workload | None:
+    def _evaluate(self, node: Node) -> Workload:
         arm = self.graph.nodes[node.inputs["arm"]]
         task = load_task(self.folder_of("task") / "task")
         if not isinstance(task, ClassificationTask):
-            return None
+            raise NotEstimatedError(f"tasks of the kind {task.config.kind} are not probed")
         texts = [item.text for item in (*task.dev, *task.test)]
         if arm.name in self._scorers:
             model = self._below(arm)
@@ -327,8 +367,13 @@ class Workloads:
             notes = ["the dearest of the prompts tried"] if len(parts) > 1 else []
             return Workload(model, None, [dearest], notes=notes)
         if arm.kind != "finetune":
-            return None
-        tuned = validate(finetune.FinetuneConfig, arm.config, source=arm.name)
+            raise NotEstimatedError(NOT_KNOWN.get(arm.kind, "its arm uses no model of ours"))
+        return self._answering(arm, validate(finetune.FinetuneConfig, arm.config, source=arm.name), task, texts)
+
+    def _answering(
+        self, arm: Node, tuned: finetune.FinetuneConfig, task: ClassificationTask, texts: Sequence[str]
+    ) -> Workload:
+        """Asking what an arm has trained."""
         if tuned.method == "head":
             below = self._below(arm)
             return Workload(below, None, [self._encoding(below, tuned, texts, task)])
@@ -346,9 +391,7 @@ class Workloads:
 
 
 def alignment_window(model: Model) -> int:
-    from quilate.phases.align.dpo import TEXT_WINDOW
-
-    return min(TEXT_WINDOW, context_of_directory(model.directory))
+    return min(dpo.TEXT_WINDOW, context_of_directory(model.directory))
 
 
 def _score_part(model: Model, scorer: PromptScorer, texts: Sequence[str], config: Any) -> Part:
@@ -369,7 +412,8 @@ def _probe(
     model: Model, activity: Activity, config: Any, steps: list[list[Documents]], tuning: Any, optimizer: str = "adamw"
 ) -> ProbeSpec:
     given = dict(tuning) if tuning else None
-    return ProbeSpec(str(model.directory), activity, config.precision, steps, given, optimizer)
+    recomputes = activity == "train" and _recomputes(config)
+    return ProbeSpec(str(model.directory), activity, config.precision, steps, given, optimizer, recomputes=recomputes)
 
 
 def _reading(model: Model, config: Any, examples: Sequence[Example], *, times: int) -> list[Part]:
@@ -382,11 +426,18 @@ def _reading(model: Model, config: Any, examples: Sequence[Example], *, times: i
 
 
 def _training_workload(
-    model: Model, tuning: dict[str, Any] | None, parts: list[Part], steps: list[list[Documents]]
+    model: Model, tuning: dict[str, Any] | None, parts: list[Part], steps: list[list[Documents]], config: Any
 ) -> Workload:
-    largest = max(sum(length for length, _ in batch) for step in steps for batch in step)
-    several = any(len(step) > 1 for step in steps)
-    return Workload(model, tuning, parts, saves=True, micro_batch_tokens=largest, several_micro_batches=several)
+    return Workload(
+        model, tuning, parts, saves=True,
+        micro_batch_tokens=max(sum(length for length, _ in batch) for step in steps for batch in step),
+        several_micro_batches=any(len(step) > 1 for step in steps), recomputes=_recomputes(config),
+    )  # fmt: skip
+
+
+def _recomputes(config: Any) -> bool:
+    """Whether activations are computed again; alignment has no such key."""
+    return bool(getattr(config, "gradient_checkpointing", False))
 
 
 def _tuning(config: Any) -> dict[str, Any] | None:

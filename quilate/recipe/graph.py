@@ -113,23 +113,26 @@ class Graph:
                 pending += self.nodes[node].inputs.values()
         return [node for node in self.nodes.values() if node.name in wanted]
 
-    def part(self, name: str) -> list[Node]:
-        """What is run to have a node, or a stage or arm with all its seeds and evaluations; sources first.
+    def part(self, *names: str) -> list[Node]:
+        """What is run to have nodes, or stages or arms with all their seeds and evaluations; sources first.
 
         Args:
-            name: of a node (`lora-s1`, `lora-s1-evaluate`), or of the recipe (`lora`).
+            names: of a node (`lora-s1`, `lora-s1-evaluate`), or of the recipe (`lora`).
 
         Raises:
             ConfigError: there is no such thing.
         """
+        wanted = {node.name for name in names for end in self._ends(name) for node in self.upstream(end)}
+        return [node for node in self.nodes.values() if node.name in wanted]
+
+    def _ends(self, name: str) -> list[str]:
         ends = [name] if name in self.nodes else [n for n in self.nodes if _of_recipe(n) == name]
         if not ends:
             known = {_of_recipe(n) for n in self.nodes} | self.nodes.keys()
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else "check its name"
             raise ConfigError(f"the recipe has no stage or arm '{name}'", hint=hint)
-        wanted = {node.name for end in ends for node in self.upstream(end)}
-        return [node for node in self.nodes.values() if node.name in wanted]
+        return ends
 
 
 def _of_recipe(node: str) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from quilate.engine.interrupts import StopRequest
 from quilate.errors import GateError, Interrupted
 from quilate.files import folder_lock, make_folder, write_json
-from quilate.phases.align.scoring import FunctionReward
 from quilate.recipe.evidence_stage import run_plan
 from quilate.recipe.executors.subprocess import ALONE, StageProcesses, Together
 from quilate.recipe.graph import Graph, Node, build_graph
@@ -33,7 +32,7 @@ def run_recipe(
     out: Path,
     listener: RunListener,
     stop: StopRequest,
-    until: str | None = None,
+    until: str | Sequence[str] | None = None,
     allow_code: bool = False,
     together: Together = ALONE,
     ray: str | None = None,
@@ -43,7 +42,7 @@ def run_recipe(
     Args:
         base_folder: relative paths in the recipe start here.
         out: the run's folder; `evidence`, `alignment` and data cards, `.json` and `.html`, are copied to its top.
-        until: run only this part, see `Graph.part`.
+        until: run only this part, or these parts, see `Graph.part`.
         allow_code: run the Python files that rewards of kind `function` name.
         together: how many processes train a stage; its identity does not depend on it.
         ray: the address of a Ray cluster whose nodes are to run the stages, instead of this machine in turn.
@@ -55,11 +54,12 @@ def run_recipe(
         MachineError: another process works in `out`.
         QuilateError: what a stage raised.
     """
+    graph = build_graph(recipe, base_folder)
+    parts = [until] if isinstance(until, str) else until
+    nodes = list(graph.nodes.values()) if parts is None else graph.part(*parts)
     if not allow_code:
-        _refuse_code(recipe)
+        _refuse_code(nodes)
     with folder_lock(out):
-        graph = build_graph(recipe, base_folder)
-        nodes = graph.part(until) if until else list(graph.nodes.values())
         _write_plan(graph, recipe, base_folder, out)
         if ray is None:
             _run_in_turn(graph, nodes, base_folder, out, together, listener, stop)
@@ -148,19 +148,15 @@ def _copy_results(nodes: Iterable[Node], out: Path) -> None:
                 shutil.copyfile(node.folder(out) / f"{name}.{suffix}", out / f"{shown}.{suffix}")
 
 
-def _refuse_code(recipe: Recipe) -> None:
+def _refuse_code(nodes: Sequence[Node]) -> None:
     """A recipe is data, whoever wrote it; what it can make this machine do must not grow with a key in it."""
-    sources = [
-        (f"stage '{n}'", source) for n, s in recipe.stages.items() for source in getattr(s, "rewards", {}).values()
-    ]
-    if recipe.alignment is not None:
-        sources += [("`alignment`", judge) for judge in recipe.alignment.judges.values()]
-    for user, source in sources:
-        if isinstance(source, FunctionReward):
-            raise GateError(
-                f"{user} would run Python code, {source.path}",
-                hint="read the file; if you trust it, give --allow-code",
-            )
+    for node in nodes:
+        for source in (node.config.get("rewards") or node.config.get("judges") or {}).values():
+            if source["kind"] == "function":
+                raise GateError(
+                    f"stage '{node.name}' would run Python code, {source['path']}",
+                    hint="read the file; if you trust it, give --allow-code",
+                )
 
 
 def spec_of(node: Node, graph: Graph, out: Path, base_folder: Path) -> StageSpec:

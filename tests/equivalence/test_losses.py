@@ -14,7 +14,7 @@ from quilate.data.packing import Example, pack
 from quilate.engine.completions import WithoutDropout
 from quilate.engine.language_modelling import LanguageModellingLoss
 from quilate.engine.loop import optimizer_step
-from quilate.errors import ConfigError, ModelError
+from quilate.errors import ModelError
 from quilate.models.attention import PACKED_ATTENTION, DocumentLayout, packed_attention
 from quilate.models.load import recompute_activations
 from quilate.optim.adamw import AdamW
@@ -167,7 +167,7 @@ def test_recomputed_activations_give_the_same_bits(architecture: str) -> None:
 
 
 def test_recomputing_is_refused_where_transformers_would_not_do_it() -> None:
-    with pytest.raises(ConfigError, match="training mode"):
+    with pytest.raises(ValueError, match="training mode"):
         recompute_activations(WithoutDropout(tiny_llama()))
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from support import tiny_llama
+from support import SENTENCES, tiny_llama
 
-from quilate.files import read_json
+from quilate.config import validate
+from quilate.files import read_json, write_jsonl
+from quilate.plan.estimate import plan_recipe, read_inputs
 from quilate.plan.models import Model
 from quilate.plan.probe import ProbeSpec, Rate, measured
 from quilate.recipe.executors.subprocess import stage_environment
+from quilate.recipe.graph import build_graph
+from quilate.recipe.schema import Recipe
 
 
 def test_dimensions_are_those_of_the_loaded_model(llama_directory: Path) -> None:
@@ -44,3 +49,34 @@ def test_a_probe_is_run_once(llama_directory: Path, tmp_path: Path, monkeypatch:
     kept = list((tmp_path / "cache" / "probes").iterdir())
     assert [Rate.from_json(read_json(path)) for path in kept] == [rate]
     assert replace(spec, activity="loss").key() != spec.key()
+
+
+def test_what_cannot_be_known_before_is_named_with_its_reason(llama_directory: Path, tmp_path: Path) -> None:
+    """A search is all of its trials, labels alone are planned for `loss: kto`, and a plan runs nobody's code."""
+    texts = [f"{sentence[:40]} {n}" for n, sentence in enumerate(SENTENCES * 2)][:30]
+    write_jsonl(tmp_path / "notas.jsonl", [{"t": text, "e": "rd"[n % 2]} for n, text in enumerate(texts)])
+    asked = [f"Pregunta {n}: ¿{word} o no?" for n, word in enumerate("sol mar pan luz año voz".split() * 3)]
+    judged = [{"prompt": text, "completion": "Sí, señora.", "label": n % 2 == 0} for n, text in enumerate(asked)]
+    write_jsonl(tmp_path / "juicios.jsonl", judged)
+    (tmp_path / "premio.py").write_text("raise SystemExit('run')", encoding="utf-8")
+    split = {"train": 12, "dev": 6, "test": 6}
+    arm = {"kind": "finetune", "method": "lora", "epochs": 1, "max_item_tokens": 48}
+    preferred = {"preferences": ["p"], "epochs": 1}
+    recipe = validate(Recipe, {
+        "recipe": "r", "base": str(llama_directory), "data": {"all": {"path": "notas.jsonl"}},
+        "task": {"name": "n", "text": "t", "label": "e", "labels": {"r": "uno", "d": "dos"}, "split": split},
+        "preferences": {"p": {"path": "juicios.jsonl", "held_out": 0.2}},
+        "stages": {
+            "kto": {"kind": "dpo", "loss": "kto", **preferred},
+            "policy": {"kind": "grpo", "rewards": {"f": {"kind": "function", "path": "premio.py:f"}}, **preferred},
+        },
+        "arms": {"searched": arm | {"search": {"lr": [1e-3, 1e-4, 1e-5]}}}, "seeds": [0],
+    }, source="t")  # fmt: skip
+    graph, out = build_graph(recipe, tmp_path), tmp_path / "run"
+    read_inputs(recipe, graph, tmp_path, out, Mock())
+    found = {e.name: e for e in plan_recipe(graph, lambda n: graph.nodes[n].folder(out), tmp_path, probe=False)}
+    assert found["kto-s0"].train_tokens > 0 and found["kto-s0"].read_tokens > 0
+    searched = found["searched-s0"]
+    assert searched.train_tokens > 3 * 12 * 10 and searched.train_tokens % 3 == 0  # 12 items of over 10 tokens
+    assert searched.read_tokens > 0 and searched.notes == ("3 trials",)
+    assert not found["policy-s0"].estimated and "write" in found["policy-s0"].notes[0]

@@ -203,10 +203,12 @@ def rewarded(**stages: Any) -> dict[str, Any]:
 
 def test_a_recipe_does_not_run_code_unless_it_is_allowed_to(tmp_path: Path) -> None:
     source = {"kind": "function", "path": "premio.py:f"}
+    for name in ("premio.py", "p.jsonl", "here.gguf"):
+        (tmp_path / name).write_bytes(b"")
     value = rewarded(policy={"kind": "grpo", "preferences": ["p"], "rewards": {"mía": source}})
     judged = rewarded(policy={"kind": "dpo", "preferences": ["p"]})
     judged["alignment"] = {"preferences": ["p"], "judges": {"mía": source}}
-    for recipe, who in ((value, "stage 'policy'"), (judged, "`alignment`")):
+    for recipe, who in ((value, "stage 'policy-s0'"), (judged, "stage '[a-z0-9-]+-assay'")):
         with pytest.raises(GateError, match=rf"{who} would run Python code, premio\.py:f"):
             run_recipe(
                 validate(Recipe, recipe, source="t"), base_folder=tmp_path, out=tmp_path / "run",

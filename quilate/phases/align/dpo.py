@@ -125,11 +125,11 @@ def _run(context: StageContext[DpoConfig]) -> StageReport:
         )
     streams = Streams(context.seed)
     prepared = prepare(context)
-    prompts = _trainable_prompts(config, prepared)
+    prompts = trainable_prompts(config, prepared)
     batches = plan(config, prompts, context.seed)
     held_out = [prompt for part in prepared.held_out.values() for prompt in part]
     # Before anything is trained the model is the reference: it is asked once, and kept in the folder for a resumed run.
-    everything = [*prompts, *_mismatched(prompts), *held_out] if config.loss != "orpo" else held_out
+    everything = [*read_before_training(config, prompts), *held_out]
     reference = once(context.folder / "reference.json", lambda: _log_probs(context, prepared.model, everything))
     text_before = once(context.folder / "text-before.json", lambda: _bits_per_byte(context, prepared.model, prepared))
     model = made_trainable(prepared, config)
@@ -170,7 +170,12 @@ def _run(context: StageContext[DpoConfig]) -> StageReport:
     )
 
 
-def _trainable_prompts(config: DpoConfig, prepared: Prepared) -> list[EncodedPrompt]:
+def trainable_prompts(config: DpoConfig, prepared: Prepared) -> list[EncodedPrompt]:
+    """Those with a judgement of the kind that the loss learns from.
+
+    Raises:
+        DataError: `loss: kto` needs two.
+    """
     if config.loss != "kto":
         return [prompt for prompt in prepared.train if prompt.pairs]
     alone = with_mismatches(prepared.judged, prepared.train, limit=prepared.limit)
@@ -179,9 +184,13 @@ def _trainable_prompts(config: DpoConfig, prepared: Prepared) -> list[EncodedPro
     return alone
 
 
-def _mismatched(prompts: list[EncodedPrompt]) -> list[EncodedPrompt]:
-    """The mismatched completions as prompts of their own."""
-    return [EncodedPrompt(p.mismatched.id, p.group, (p.mismatched,), (), (None,), ()) for p in prompts if p.mismatched]
+def read_before_training(config: DpoConfig, prompts: list[EncodedPrompt]) -> list[EncodedPrompt]:
+    """Of the training prompts what the reference is asked about, once: nothing with `orpo`, which has none; with `kto`
+    the mismatched completions too, as prompts of their own."""
+    if config.loss == "orpo":
+        return []
+    alone = [EncodedPrompt(p.mismatched.id, p.group, (p.mismatched,), (), (None,), ()) for p in prompts if p.mismatched]
+    return [*prompts, *alone]
 
 
 def _unused(config: DpoConfig, prepared: Prepared, prompts: list[EncodedPrompt]) -> int:
