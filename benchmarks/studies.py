@@ -1,15 +1,66 @@
-"""One study over several tasks: the recipe once, and what each run puts in place of its keys."""
+"""What the studies' pages share: one study over several tasks is its recipe once, and what each run puts in place of
+its keys; and a mean over seeds says of how many it is, where not all that were planned have been run.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 # Name of a run -> the recipe's keys that it replaces.
 Runs = Mapping[str, Mapping[str, Any]]
+
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """What was measured with every planned seed; None where a seed was not run. At least one was."""
+
+    values: Sequence[float | None]
+
+    @property
+    def known(self) -> list[float]:
+        return [value for value in self.values if value is not None]
+
+    @property
+    def mean(self) -> float:
+        """Of the seeds that were run."""
+        return mean(self.known)
+
+    @property
+    def of(self) -> str:
+        """ "1 of 3 seeds"; "" where all were run. Stands beside every mean, in tables and in figures."""
+        return "" if len(self.known) == len(self.values) else f"{len(self.known)} of {len(self.values)} seeds"
+
+    def named(self, name: str) -> str:
+        """What the mean is called in a figure: with `of` behind it, where seeds are missing."""
+        return f"{name} ({self.of})" if self.of else name
+
+    def shown(self, digits: int) -> str:
+        """The mean: "55.0", or "55.0 (1 of 3 seeds)"."""
+        return self.named(f"{self.mean:.{digits}f}")
+
+    def each(self, digits: int) -> str:
+        """Every seed: "55.0, not run, not run"."""
+        return ", ".join(NOT_RUN if value is None else f"{value:.{digits}f}" for value in self.values)
+
+    def together(self, digits: int) -> str:
+        """Mean and seeds in one: "55.0" of one planned seed, "60.0 (50.0, 70.0)", "60.0 (2 of 3 seeds: 50.0, 70.0)"."""
+        seeds = ", ".join(f"{value:.{digits}f}" for value in self.known) if len(self.known) > 1 else ""
+        behind = ": ".join(filter(None, (self.of, seeds)))
+        return f"{self.mean:.{digits}f}" + (f" ({behind})" if behind else "")
+
+
+def over_seeds(by_seed: Mapping[int, float], seeds: Sequence[int]) -> OverSeeds | None:
+    """What was measured by seed, for the seeds that are planned; None where none of them was run."""
+    values = [by_seed.get(seed) for seed in seeds]
+    return None if all(value is None for value in values) else OverSeeds(values)
 
 
 def overrides(values: Mapping[str, Any]) -> list[str]:

@@ -12,20 +12,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from benchmarks.harness import ROOT
-from benchmarks.studies import commands
+from benchmarks.studies import NOT_RUN, commands, over_seeds
 from quilate.config import load
 from quilate.files import write_json, write_text
 from quilate.recipe.cells import cells_of, models_of
+from quilate.recipe.graph import seeds_of
 from quilate.recipe.schema import Recipe
 
 RECIPE = ROOT / "recipes" / "study-adaptation.yaml"
 PAGE = ROOT / "docs" / "studies" / "adaptation.md"
 CELLS = PAGE.with_name("adaptation-cells.json")
-NOT_RUN = "not run"
 
 # What the other tasks put in place of HEAD-QA: the recipe's keys, as `--set` takes them.
 TASKS: dict[str, dict[str, Any]] = {
@@ -85,7 +84,8 @@ def page_of(recipe: Recipe, found: Mapping[str, Mapping[str, Sequence[Cell]]]) -
     """The whole page; a cell that the recipe names and `found` has not prints "not run"."""
     lines = ["## Scores\n", f"| arm | {' | '.join(TASKS)} |", "| --- |" + " ---: |" * len(TASKS)]
     for arm in recipe.arms:
-        shown = [_score([c for c in found.get(task, {}).get("arms", []) if c["arm"] == arm]) for task in TASKS]
+        seeds = seeds_of(recipe, recipe.arms[arm])
+        shown = [_score([c for c in found.get(task, {}).get("arms", []) if c["arm"] == arm], seeds) for task in TASKS]
         lines.append(f"| {arm} | {' | '.join(shown)} |")
     made = next((value["models"] for value in found.values() if value["models"]), [])
     corpora = list(recipe.corpora)
@@ -105,12 +105,9 @@ def page_of(recipe: Recipe, found: Mapping[str, Mapping[str, Sequence[Cell]]]) -
     return "\n".join([INTRODUCTION, *lines]) + "\n"
 
 
-def _score(cells: Sequence[Cell]) -> str:
-    scores = [cell["score"] for cell in cells if cell["score"] is not None]
-    if not scores:
-        return NOT_RUN
-    each = ", ".join(NOT_RUN if cell["score"] is None else f"{100 * cell['score']:.1f}" for cell in cells)
-    return f"{100 * mean(scores):.1f} ({each})" if len(scores) == len(cells) else f"({each})"
+def _score(cells: Sequence[Cell], seeds: Sequence[int]) -> str:
+    scores = over_seeds({cell["seed"]: 100 * cell["score"] for cell in cells if cell["score"] is not None}, seeds)
+    return NOT_RUN if scores is None else scores.together(1)
 
 
 def main() -> None:

@@ -16,17 +16,17 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.harness import ROOT
-from benchmarks.studies import commands
+from benchmarks.studies import NOT_RUN, OverSeeds, commands, over_seeds
 from quilate.config import load
 from quilate.files import write_json, write_text
 from quilate.recipe.cells import cells_of
+from quilate.recipe.graph import seeds_of
 from quilate.recipe.schema import Recipe
 
 RECIPE = ROOT / "recipes" / "study-icl.yaml"
 PAGE = ROOT / "docs" / "studies" / "icl.md"
 CELLS, FIGURE = PAGE.with_name("icl-cells.json"), PAGE.with_name("icl.svg")
 ANALYSIS = PAGE.with_name("icl-analysis.md")  # of `quilate icl analyse`
-NOT_RUN = "not run"
 BUSY = 3.0  # two cores, and a little (guess)
 SHOTS = {0: "k0", 1: "k1", 4: "k4", 8: "k8", 16: "k16", 32: "k32"}
 
@@ -68,7 +68,8 @@ INTRODUCTION = """# Is prompting enough?
 Written by `python -m benchmarks.study_icl` from `recipes/study-icl.yaml` and `docs/studies/icl-cells.json`.
 SmolLM2-135M-Instruct is asked about 300 test items of five tasks with k examples in the prompt, drawn evenly over the
 classes anew for every seed; against what the same 16 examples, or 2,000 rows, teach by training, and against TF-IDF.
-The cells were listed before they were run. Accuracy in per cent: the mean over the seeds that were run (each seed's).
+The cells were listed before they were run. Accuracy in per cent: the mean over seeds (each seed's); what was run with
+fewer than its seeds says so, and no parentheses stand where there is but one seed, for nothing is drawn.
 Of 300 items a 95 % interval reaches 5.7 points to either side of 50 %, and 4.5 of 80 %; seeds draw examples and orders,
 the items stay. An arm with "-16" is trained on the very examples that `k16` shows.
 """
@@ -92,7 +93,9 @@ def _of(found: Mapping[str, Sequence[Cell]], run: str, arm: str) -> list[Cell]:
 def page_of(recipe: Recipe, found: Mapping[str, Sequence[Cell]]) -> str:
     """The whole page; a cell that the recipe names and `found` has not prints "not run"."""
     lines = ["## Scores\n", f"| arm | {' | '.join(RUNS)} |", "| --- |" + " ---: |" * len(RUNS)]
-    lines += [f"| {arm} | {' | '.join(_score(_of(found, run, arm)) for run in RUNS)} |" for arm in recipe.arms]
+    for arm in recipe.arms:
+        scores = [_scores(recipe, found, run, arm) for run in RUNS]
+        lines.append(f"| {arm} | {' | '.join(NOT_RUN if one is None else one.together(1) for one in scores)} |")
     lines += [
         "",
         "`headqa-11m` is HEAD-QA with the 11M base of [study-base](study-base.md), which has read Spanish only.",
@@ -105,11 +108,10 @@ def page_of(recipe: Recipe, found: Mapping[str, Sequence[Cell]]) -> str:
     return "\n".join([INTRODUCTION, *lines]) + "\n"
 
 
-def _score(cells: Sequence[Cell]) -> str:
-    if not cells:
-        return NOT_RUN
-    each = ", ".join(f"{100 * cell['score']:.1f}" for cell in cells)
-    return f"{100 * mean(cell['score'] for cell in cells):.1f}" + (f" ({each})" if len(cells) > 1 else "")
+def _scores(recipe: Recipe, found: Mapping[str, Sequence[Cell]], run: str, arm: str) -> OverSeeds | None:
+    """Accuracy in per cent."""
+    by_seed = {cell["seed"]: 100 * cell["score"] for cell in _of(found, run, arm)}
+    return over_seeds(by_seed, seeds_of(recipe, recipe.arms[arm]))
 
 
 def _orders(found: Mapping[str, Sequence[Cell]]) -> list[str]:
@@ -152,9 +154,9 @@ def _costs(found: Mapping[str, Sequence[Cell]]) -> list[str]:
         return []
     return [
         "\n## What it costs\n",
-        "Seconds on two cores: to make the arm, and for 1,000 predictions, the mean over seeds. Cells that ran beside "
-        f"other work (a load above {BUSY}) are left out. Break-even: from how many predictions on the arm is cheaper "
-        "than a prompt of 16 examples.\n",
+        "Seconds on two cores: to make the arm, and for 1,000 predictions, the mean over the seeds that were timed: "
+        f"cells that ran beside other work (a load above {BUSY}) are left out. Break-even: from how many predictions "
+        "on the arm is cheaper than a prompt of 16 examples.\n",
         "| task | arm | to make | per 1,000 predictions | break-even with k16 |",
         "| --- | --- | ---: | ---: | ---: |",
         *rows,
@@ -170,8 +172,9 @@ def _mean(cells: Sequence[Cell], key: str) -> float | None:
     return mean(cell[key] for cell in cells) if cells else None
 
 
-def draw(found: Mapping[str, Sequence[Cell]], path: Path) -> None:
-    """Accuracy by the number of examples, one panel a task, with TF-IDF and what was trained as lines."""
+def draw(recipe: Recipe, found: Mapping[str, Sequence[Cell]], path: Path) -> None:
+    """Accuracy by the number of examples, one panel a task, with TF-IDF and what was trained as lines; a mean of fewer
+    seeds than were planned is named so."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -183,25 +186,31 @@ def draw(found: Mapping[str, Sequence[Cell]], path: Path) -> None:
         1, len(runs), figsize=(2.6 * len(runs), 3.0), sharey=True, layout="constrained", squeeze=False
     )
     for panel, run in zip(panels[0], runs, strict=True):
-        places = [place for place, arm in enumerate(SHOTS.values()) if _of(found, run, arm)]
-        names = list(SHOTS.values())
-        scores = [[100 * cell["score"] for cell in _of(found, run, names[place])] for place in places]
-        panel.plot(places, [mean(one) for one in scores], "-", color="tab:blue", label="prompted")
-        for place, one in zip(places, scores, strict=True):
-            panel.plot([place] * len(one), one, "o", color="tab:blue", markersize=3)
+        scores = [_scores(recipe, found, run, arm) for arm in SHOTS.values()]
+        there = [(place, one) for place, one in enumerate(scores) if one is not None]
+        panel.plot([place for place, _ in there], [one.mean for _, one in there], "-", color="tab:blue",
+                   label="prompted")  # fmt: skip
+        for place, one in there:
+            panel.plot([place] * len(one.known), one.known, "o", color="tab:blue", markersize=3)
         for arm, colour, style in (("majority", "gray", ":"), ("tfidf", "tab:green", "--"), ("lora", "tab:red", "-."),
                                    ("lora-16", "tab:orange", "-.")):  # fmt: skip
-            if cells := _of(found, run, arm):
+            if trained := _scores(recipe, found, run, arm):
                 label = {"tfidf": "TF-IDF, 2,000 rows", "lora": "LoRA, 2,000 rows", "lora-16": "LoRA, 16 rows"}
-                panel.axhline(100 * mean(c["score"] for c in cells), color=colour, linestyle=style,
-                              label=label.get(arm, arm))  # fmt: skip
-        panel.set(title=run, xticks=range(len(SHOTS)), xticklabels=list(SHOTS), xlabel="examples")
+                panel.axhline(trained.mean, color=colour, linestyle=style, label=trained.named(label.get(arm, arm)))
+        part = "\n(seeds run, of those planned)" if any(one.of for _, one in there) else ""
+        panel.set(title=run, xticks=range(len(SHOTS)), xticklabels=list(map(_tick, SHOTS, scores)))
+        panel.set(xlabel=f"examples{part}")
     panels[0][0].set(ylabel="accuracy, %")
     handles = {label: handle for panel in panels[0] for handle, label in zip(*panel.get_legend_handles_labels(),
                                                                             strict=True)}  # fmt: skip
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _tick(shots: int, scores: OverSeeds | None) -> str:
+    """The number of examples, and under it "1/3" where the point is of one seed of three."""
+    return f"{shots}\n{len(scores.known)}/{len(scores.values)}" if scores is not None and scores.of else f"{shots}"
 
 
 def main() -> None:
@@ -211,9 +220,10 @@ def main() -> None:
     if len(sys.argv) > 1:
         write_json(CELLS, cells_of_runs(Path(sys.argv[1])))
     found = json.loads(CELLS.read_text(encoding="utf-8")) if CELLS.exists() else {}
-    write_text(PAGE, page_of(load(Recipe, RECIPE), found))
+    recipe = load(Recipe, RECIPE)
+    write_text(PAGE, page_of(recipe, found))
     if any(cell["arm"] in SHOTS.values() for cells in found.values() for cell in cells):
-        draw(found, FIGURE)
+        draw(recipe, found, FIGURE)
     print(PAGE)
 
 

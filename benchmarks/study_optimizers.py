@@ -14,6 +14,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.harness import ROOT
+from benchmarks.studies import NOT_RUN, OverSeeds, over_seeds
 from quilate.config import load
 from quilate.files import write_json, write_text
 from quilate.optim.choice import DEFAULTS
@@ -24,7 +25,6 @@ RECIPE = ROOT / "recipes" / "study-optimizers.yaml"
 PAGE = ROOT / "docs" / "studies" / "optimizers.md"
 CELLS, FIGURE = PAGE.with_name("optimizers-cells.json"), PAGE.with_name("optimizers.svg")
 CHOOSE_ON, COMPARE_ON = "quijote", "handbook"  # the rate is chosen on one held-out text and judged on another
-NOT_RUN = "not run"
 
 INTRODUCTION = f"""# Optimizers at equal compute
 
@@ -33,7 +33,8 @@ Written by `python -m benchmarks.study_optimizers` from `recipes/study-optimizer
 each optimizer, at the compute of AdamW's 2M: curvature estimates and orthogonalization are paid for in tokens, as the
 recipe explains. Each optimizer sweeps its own learning rates with the first seed; the best on the held-out text of
 `{CHOOSE_ON}` is trained with two more seeds and compared on that of `{COMPARE_ON}`. All losses are bits per byte at the
-end of the schedule; lower is better.
+end of the schedule; lower is better. Nothing is compared before an optimizer's whole sweep is there; a mean of fewer
+seeds than were planned says so.
 """
 
 Cell = Mapping[str, Any]
@@ -84,21 +85,26 @@ def draw(recipe: Recipe, cells: Sequence[Cell], path: Path) -> None:
 
     found = {cell["stage"]: cell for cell in cells}
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
+    names: list[str] = []
     for place, optimizer in enumerate(DEFAULTS):
         rates = rates_of(recipe, optimizer)
-        swept = {name: found[f"{name}-s{recipe.seeds[0]}"] for name in rates if f"{name}-s{recipe.seeds[0]}" in found}
+        swept = _swept(rates, found, recipe.seeds)
+        names.append(f"{optimizer}\n{NOT_RUN}")
         if not swept:
             continue
-        losses = {name: cell["loss"][CHOOSE_ON] for name, cell in swept.items()}
-        left.plot([rates[name] for name in swept], list(losses.values()), "o-", color=f"C{place}", label=optimizer)
-        best = min(losses, key=lambda name: losses[name])
-        seeds = [found[key]["loss"][COMPARE_ON] for seed in recipe.seeds if (key := f"{best}-s{seed}") in found]
-        right.plot([place] * len(seeds), seeds, "o", color=f"C{place}")
-        right.plot([place - 0.2, place + 0.2], [mean(seeds)] * 2, color=f"C{place}")
+        part = "" if len(swept) == len(rates) else f" ({len(swept)} of {len(rates)} rates)"
+        left.plot([rates[name] for name in swept], list(swept.values()), "o-", color=f"C{place}",
+                  label=f"{optimizer}{part}")  # fmt: skip
+        if (best := _best(rates, swept)) is None:
+            continue
+        losses = _losses(best, found, recipe.seeds)
+        names[-1] = f"{optimizer}\n{losses.of}"
+        right.plot([place] * len(losses.known), losses.known, "o", color=f"C{place}")
+        right.plot([place - 0.2, place + 0.2], [losses.mean] * 2, color=f"C{place}")
     left.set(xscale="log", xlabel="learning rate", ylabel="bits per byte", title=f"Sweeps on {CHOOSE_ON}, first seed")
     left.legend(frameon=False)
     right.set(title=f"Best rates on {COMPARE_ON}, each seed and the mean", xticks=range(len(DEFAULTS)))
-    right.set_xticklabels(list(DEFAULTS))
+    right.set_xticklabels(names)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
@@ -111,17 +117,31 @@ def _sweep_row(optimizer: str, rate: float, cell: Cell | None, recipe: Recipe) -
 
 
 def _result_row(optimizer: str, rates: Mapping[str, float], found: Mapping[str, Cell], seeds: Sequence[int]) -> str:
-    """Nothing is compared before the optimizer's whole sweep is there, and no mean shown before all seeds are."""
-    swept = {name: found[f"{name}-s{seeds[0]}"] for name in rates if f"{name}-s{seeds[0]}" in found}
-    if len(swept) < len(rates):
+    best = _best(rates, _swept(rates, found, seeds))
+    if best is None:
         return f"| {optimizer} | {NOT_RUN} | | | |"
-    best = min(swept, key=lambda name: swept[name]["loss"][CHOOSE_ON])
     edge = " (an end of its sweep)" if rates[best] in (min(rates.values()), max(rates.values())) else ""
-    runs = [found.get(f"{best}-s{seed}") for seed in seeds]
-    done = [run for run in runs if run is not None]
-    each = ", ".join(NOT_RUN if run is None else f"{run['loss'][COMPARE_ON]:.4f}" for run in runs)
-    average = f"{mean(r['loss'][COMPARE_ON] for r in done):.4f}" if len(done) == len(runs) else NOT_RUN
-    return f"| {optimizer} | {rates[best]:g}{edge} | {average} | {each} | {mean(r['seconds'] for r in done):,.0f} s |"
+    losses = _losses(best, found, seeds)
+    seconds = mean(found[key]["seconds"] for seed in seeds if (key := f"{best}-s{seed}") in found)
+    return f"| {optimizer} | {rates[best]:g}{edge} | {losses.shown(4)} | {losses.each(4)} | {seconds:,.0f} s |"
+
+
+def _swept(rates: Mapping[str, float], found: Mapping[str, Cell], seeds: Sequence[int]) -> dict[str, float]:
+    """Stage -> its loss on the text that rates are chosen on, of what was run of an optimizer's sweep."""
+    return {name: found[key]["loss"][CHOOSE_ON] for name in rates if (key := f"{name}-s{seeds[0]}") in found}
+
+
+def _best(rates: Mapping[str, float], swept: Mapping[str, float]) -> str | None:
+    """The stage of the best rate; None before the optimizer's whole sweep is there: nothing is compared yet."""
+    return min(swept, key=lambda name: swept[name]) if len(swept) == len(rates) else None
+
+
+def _losses(stage: str, found: Mapping[str, Cell], seeds: Sequence[int]) -> OverSeeds:
+    """On the text that is compared on."""
+    by_seed = {seed: found[key]["loss"][COMPARE_ON] for seed in seeds if (key := f"{stage}-s{seed}") in found}
+    losses = over_seeds(by_seed, seeds)
+    assert losses is not None  # the sweep was run with the first seed
+    return losses
 
 
 def main() -> None:

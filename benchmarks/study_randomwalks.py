@@ -16,6 +16,7 @@ from typing import Any
 from scipy.stats import t
 
 from benchmarks.harness import ROOT
+from benchmarks.studies import NOT_RUN, OverSeeds, over_seeds
 from quilate.config import load
 from quilate.files import read_jsonl, write_json, write_text
 from quilate.recipe.cells import models_of
@@ -26,7 +27,6 @@ RECIPE = ROOT / "recipes" / "randomwalks.yaml"
 PAGE = ROOT / "docs" / "studies" / "randomwalks.md"
 CELLS, FIGURE = PAGE.with_name("randomwalks-cells.json"), PAGE.with_name("randomwalks.svg")
 SET = "walks (training)"
-NOT_RUN = "not run"
 
 # (what it is called, the recipe's stage, the set that it measured)
 METHODS = (
@@ -62,7 +62,7 @@ def page_of(recipe: Recipe, cells: Sequence[Cell]) -> str:
         "| method | optimality, mean over seeds | 95 % interval over seeds | each seed | time a seed |",
         "| --- | ---: | ---: | --- | ---: |",
     ]
-    rows += [_row(name, [found.get(f"{stage}-s{seed}") for seed in recipe.seeds], key) for name, stage, key in METHODS]
+    rows += [_row(name, stage, found, recipe.seeds, key) for name, stage, key in METHODS]
     done = any(f"{stage}-s{seed}" in found for _, stage, _ in METHODS for seed in recipe.seeds)
     parts = [_introduction(recipe), "## Result\n", *rows]
     if done:
@@ -94,15 +94,20 @@ shared cores, without what it starts from (`new` for cloning and ILQL, the clone
 """
 
 
-def _row(name: str, cells: Sequence[Cell | None], key: str) -> str:
-    scores = [cell["optimality"].get(key) for cell in cells if cell is not None]
-    if not scores:
+def _row(name: str, stage: str, found: Mapping[str, Cell], seeds: Sequence[int], key: str) -> str:
+    scores = _optimality(stage, found, seeds, key)
+    if scores is None:
         return f"| {name} | {NOT_RUN} | | | |"
-    each = ", ".join(NOT_RUN if cell is None else f"{cell['optimality'][key]:.3f}" for cell in cells)
-    seconds = mean(cell["seconds"] for cell in cells if cell is not None)
-    low, high = interval(scores)
-    shown = f"{low:.3f} to {high:.3f}" if len(scores) > 1 else "one seed"
-    return f"| {name} | {mean(scores):.3f} | {shown} | {each} | {seconds:,.0f} s |"
+    seconds = mean(found[s]["seconds"] for seed in seeds if (s := f"{stage}-s{seed}") in found)
+    low, high = interval(scores.known)
+    shown = f"{low:.3f} to {high:.3f}" if len(scores.known) > 1 else "one seed"
+    return f"| {name} | {scores.shown(3)} | {shown} | {scores.each(3)} | {seconds:,.0f} s |"
+
+
+def _optimality(stage: str, found: Mapping[str, Cell], seeds: Sequence[int], key: str) -> OverSeeds | None:
+    return over_seeds(
+        {seed: found[s]["optimality"][key] for seed in seeds if (s := f"{stage}-s{seed}") in found}, seeds
+    )
 
 
 def interval(scores: Sequence[float]) -> tuple[float, float]:
@@ -121,13 +126,15 @@ def draw(recipe: Recipe, cells: Sequence[Cell], path: Path) -> None:
 
     found = {cell["stage"]: cell for cell in cells}
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), width_ratios=(3, 2), layout="constrained")
-    for place, (_, stage, key) in enumerate(METHODS):
-        scores = [found[s]["optimality"][key] for s in (f"{stage}-s{seed}" for seed in recipe.seeds) if s in found]
-        if scores:
-            left.barh(place, mean(scores), color="tab:blue", alpha=0.35)
-            left.plot(scores, [place] * len(scores), "o", color="tab:blue", markersize=4)
+    names = []
+    for place, (name, stage, key) in enumerate(METHODS):
+        scores = _optimality(stage, found, recipe.seeds, key)
+        names.append(f"{name} ({NOT_RUN})" if scores is None else scores.named(name))
+        if scores is not None:
+            left.barh(place, scores.mean, color="tab:blue", alpha=0.35)
+            left.plot(scores.known, [place] * len(scores.known), "o", color="tab:blue", markersize=4)
     left.axvline(mean(RandomWalks.make().optimality(RandomWalks.make().walks)), color="gray", linestyle=":")
-    left.set(yticks=range(len(METHODS)), yticklabels=[name for name, _, _ in METHODS], xlim=(0, 1.02))
+    left.set(yticks=range(len(METHODS)), yticklabels=names, xlim=(0, 1.02))
     left.set(xlabel="optimality (dots: seeds; dotted: the data's mean)")
     left.invert_yaxis()
     for stage, colour in (("ppo", "tab:orange"), ("grpo", "tab:green")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def test_the_rate_is_chosen_on_one_text_and_compared_on_the_other(recipe: Recipe
     ]
     assert row(study.page_of(recipe, sweep[:3]), "adamw | not run")[2:] == ["", "", ""]
     part = study.page_of(recipe, [*sweep, cell("adamw-1e-3-s1", 2.0, 3.3)])
-    assert row(part, "adamw | 0.001 | not run") == ["adamw", "0.001", "not run", "3.0000, 3.3000, not run", "100 s"]
+    shown = ["adamw", "0.001", "3.1500 (2 of 3 seeds)", "3.0000, 3.3000, not run", "100 s"]
+    assert row(part, "adamw | 0.001 | 3.1500 (2 of 3 seeds)") == shown
     seeds = [cell("adamw-1e-3-s1", 2.0, 3.3), cell("adamw-1e-3-s2", 2.0, 3.6), cell("adamw-4e-3-s1", 1.0, 1.0)]
     assert row(study.page_of(recipe, [*sweep, *seeds]), "adamw | 0.001 | 3.3000")[3] == "3.0000, 3.3000, 3.6000"
     sweep[0]["loss"][study.CHOOSE_ON] = 1.9
@@ -67,5 +69,11 @@ def test_the_rate_is_chosen_on_one_text_and_compared_on_the_other(recipe: Recipe
 
 
 def test_the_figure_shows_what_there_is(recipe: Recipe, tmp_path: Path) -> None:
-    study.draw(recipe, [cell("adamw-1e-3-s0", 2.1, 3.0), cell("muon-1e-3-s0", 2.0, 2.9)], tmp_path / "f.svg")
-    assert (tmp_path / "f.svg").read_text(encoding="utf-8").rstrip().endswith("</svg>")
+    """And says what there is not: the best of half a sweep is compared neither in the table nor here."""
+    whole = [cell(f"adamw-{rate}-s0", 2.1, 3.0) for rate in ("5e-4", "1e-3", "2e-3", "4e-3")]
+    study.draw(recipe, [*whole, cell("muon-1e-3-s0", 2.0, 2.9)], tmp_path / "f.svg")
+    svg = (tmp_path / "f.svg").read_text(encoding="utf-8")
+    texts = re.findall(r"<!-- (.*?) -->", svg)
+    assert svg.rstrip().endswith("</svg>")
+    assert {"adamw", "muon (1 of 4 rates)", "1 of 3 seeds"} <= set(texts)
+    assert texts.count("not run") == 3

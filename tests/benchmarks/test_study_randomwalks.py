@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ def recipe() -> Recipe:
 def cell(stage: str, score: float, **more: Any) -> dict[str, Any]:
     keys = {key for _, name, key in study.METHODS if stage.startswith(f"{name}-s")}
     return {"stage": stage, "seconds": 10.0, "optimality": dict.fromkeys(keys, score)} | more
+
+
+def texts_of(figure: Path) -> set[str]:
+    """What is written in it; matplotlib draws letters and leaves the text as a comment."""
+    return set(re.findall(r"<!-- (.*?) -->", figure.read_text(encoding="utf-8")))
 
 
 def row(page: str, start: str) -> list[str]:
@@ -46,8 +52,15 @@ def test_rows_of_planted_scores(recipe: Recipe, tmp_path: Path) -> None:
     assert row(study.page_of(recipe, []), "PPO")[1:] == ["not run", "", "", ""]
     cells = [cell("ppo-s0", 0.9, rollouts=[0.1, 0.9]), cell("ppo-s2", 0.7, rollouts=[0.2]), cell("ilql-s1", 0.5)]
     page = study.page_of(recipe, cells)
-    assert row(page, "PPO") == ["PPO", "0.800", "-0.471 to 2.071", "0.900, not run, 0.700, not run, not run", "10 s"]
-    assert row(page, "ILQL, beta 100")[1:3] == ["0.500", "one seed"]
+    assert row(page, "PPO") == [
+        "PPO",
+        "0.800 (2 of 5 seeds)",
+        "-0.471 to 2.071",
+        "0.900, not run, 0.700, not run, not run",
+        "10 s",
+    ]
+    assert row(page, "ILQL, beta 100")[1:3] == ["0.500 (1 of 5 seeds)", "one seed"]
     study.draw(recipe, cells, tmp_path / "first.svg")
     study.draw(recipe, cells, tmp_path / "second.svg")
     assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
+    assert {"PPO (2 of 5 seeds)", "GRPO (not run)"} <= texts_of(tmp_path / "first.svg")

@@ -10,7 +10,7 @@ import pytest
 from synthetic_privacy import make_privacy
 
 from benchmarks import study_adaptation, study_privacy
-from benchmarks.studies import commands, overrides
+from benchmarks.studies import commands, over_seeds, overrides
 from quilate.config import load
 from quilate.phases.adapt import AdaptConfig
 from quilate.recipe.schema import Recipe
@@ -50,6 +50,16 @@ def test_controls_of_adaptation_read_as_much_as_what_they_control() -> None:
         assert (a.tokens, a.lr, a.on) == (b.tokens, b.lr, b.on)
 
 
+def test_a_mean_says_of_how_many_seeds_it_is() -> None:
+    assert over_seeds({7: 1.0}, [0, 1]) is None
+    whole, part, only = over_seeds({1: 2.0, 0: 1.0}, [0, 1]), over_seeds({1: 2.0}, [0, 1, 2]), over_seeds({3: 4.0}, [3])
+    assert whole is not None and part is not None and only is not None
+    assert [one.shown(1) for one in (whole, part, only)] == ["1.5", "2.0 (1 of 3 seeds)", "4.0"]
+    assert [one.each(1) for one in (whole, part, only)] == ["1.0, 2.0", "not run, 2.0, not run", "4.0"]
+    assert [one.together(1) for one in (whole, part, only)] == ["1.5 (1.0, 2.0)", "2.0 (1 of 3 seeds)", "4.0"]
+    assert [one.named("PPO") for one in (whole, part)] == ["PPO", "PPO (1 of 3 seeds)"]
+
+
 def test_scores_of_adaptation_are_means_of_whole_rows_of_seeds() -> None:
     recipe = load(Recipe, study_adaptation.RECIPE)
     page = study_adaptation.page_of(recipe, {})
@@ -57,7 +67,7 @@ def test_scores_of_adaptation_are_means_of_whole_rows_of_seeds() -> None:
     cells: list[dict[str, Any]] = [{"arm": "unadapted", "seed": s, "score": v} for s, v in enumerate((0.5, 0.6, None))]
     model = {"stage": "dapt-s0", "tokens": 1_000_000, "after": {"clinical": 1.25}}
     page = study_adaptation.page_of(recipe, {"codiesp": {"arms": cells, "models": [model]}})
-    assert "| unadapted | not run | (50.0, 60.0, not run) | not run |" in page
+    assert "| unadapted | not run | 55.0 (2 of 3 seeds: 50.0, 60.0) | not run |" in page
     assert "| dapt | 1,000,000 |" in page
     cells[2]["score"] = 0.7
     page = study_adaptation.page_of(recipe, {"codiesp": {"arms": cells, "models": []}})
