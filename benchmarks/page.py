@@ -48,7 +48,7 @@ SECTIONS = {
         "GRPO on SmolLM2-135M with LoRA of rank 16: completions that are written, judged and learned from, a second. "
         "Both write 8 completions of at most 48 tokens for each of the prompts of 64 tokens, both learn from all of "
         "them in one step, with the same loss, KL and adapter. TRL runs as its users get it (bf16 weights, autocast, "
-        "gradient checkpointing), and without checkpointing in bf16 and in fp32. quilate reads a prompt once for all "
+        "gradient checkpointing), and without checkpointing in bf16. quilate reads a prompt once for all "
         "its completions, in writing and in learning; TRL reads it once for each.",
     ),
     "alignment_memory": (
@@ -120,9 +120,13 @@ def headline(result: dict[str, Any]) -> str:
     best = result["headline"]
     ratio = best["ratio"]
     verdict = f"{ratio:.2f} times better" if ratio >= 1 else f"{1 / ratio:.2f} times worse"
+    alike = [r for r in result["ratios"] if r["case"] == best["case"] and "mimalloc" in r["against"]]
+    nearest = min(alike, key=lambda r: float(r["ratio"]), default=None)
+    beside = "" if nearest is None else f"; {nearest['ratio']:.2f} times {nearest['against']}"
+    rounds = "one round" if best["rounds"] == 1 else f"{best['rounds']} rounds"
     return (
         f"**{verdict}** than {best['against']} ({best['case']}): {number(result['ours'])} against "
-        f"{number(result['peer'])} {result['unit']}."
+        f"{number(result['peer'])} {result['unit']}{beside}; {rounds}."
     )
 
 

@@ -51,13 +51,13 @@ def align(
     method
         lora trains a low-rank adapter, full every weight.
     beta
-        Of dpo, ppo and grpo: how dear it is to leave the reference; by default one that suits the kind.
+        Of dpo, ppo and grpo: weight of the KL penalty that holds the model near where it started; by default one that suits the kind.
     lr
         Peak learning rate; by default one that suits kind and method.
     epochs
         Passes over the prompts.
     batch_size
-        Prompts an optimizer step; completions for ppo, grpo, cloning and ilql.
+        Prompts per optimizer step; completions for ppo, grpo, cloning and ilql.
     length
         Longest prompt and answer in tokens; longer prompts are cut, or left out where there are rewards.
     max_new_tokens

@@ -55,7 +55,7 @@ def finetune(
     epochs
         Passes over the training rows.
     batch_size
-        Rows an optimizer step.
+        Rows per optimizer step.
     train, dev, test
         Rows for training (all that remain by default), for choices, for the score.
     trials

@@ -46,7 +46,7 @@ def run(
     allow_code
         Run the Python files that the recipe names as rewards; read them first.
     processes
-        Processes that train a stage together, under torchrun: one a GPU.
+        Processes that train a stage together, under torchrun: one per GPU.
     sharding
         Each holds the whole model (ddp), or its part of it (fsdp), in main memory and not on its GPU (fsdp-offload).
     launcher

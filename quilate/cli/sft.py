@@ -45,7 +45,7 @@ def sft(
     epochs
         Passes over the conversations.
     batch_size
-        Conversations an optimizer step.
+        Conversations per optimizer step.
     length
         Longest conversation in tokens; longer ones are cut after their last turn that fits.
     layout

@@ -32,7 +32,7 @@ class ExampleTraining(Config):
     epochs: float = Field(default=3.0, gt=0)
     """Passes over the training items."""
     batch_size: int = Field(default=16, ge=1)
-    """Items an optimizer step."""
+    """Items per optimizer step."""
     warmup: float = Field(default=0.06, ge=0, lt=1)
     """Share of the steps with a rising rate."""
     decay: Decay = "linear"

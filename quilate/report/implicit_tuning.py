@@ -133,7 +133,7 @@ def _page(found: Sequence[SeedAnalysis], settings: Settings, figure: str, *, mod
 
 Model {model}; {settings.shots} demonstrations, {len(found)} draws of them; accuracies over at most {settings.items}
 test items, similarities over {settings.observed}. Zero-shot {zero}, in context {shown}. SimAM before tuning {before}.
-Learning rate, chosen on {settings.dev} development items: {rates}.
+Prompts have the default template. Learning rate, chosen on {settings.dev} development items: {rates}.
 {_momentum(found)}
 {table}
 

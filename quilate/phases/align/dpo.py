@@ -51,7 +51,7 @@ class DpoConfig(PreferenceTraining):
     """`dpo` and `ipo` learn from pairs, near a reference; `kto` from completions judged one at a time (of pairs and
     rankings it takes what mostly won as good); `orpo` from pairs, without a reference."""
     beta: float = Field(default=0.1, gt=0)
-    """How dear it is to leave the reference; for `orpo` the weight of the odds."""
+    """Weight of the KL penalty that holds the model near its reference; for `orpo` the weight of the odds."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Probability that a pair is the wrong way round, for `loss: dpo`."""
     desirable_weight: float = Field(default=1.0, gt=0)

@@ -29,7 +29,7 @@ class GrpoConfig(OnlineTraining):
     scale: bool = True
     """For `advantage: grpo`: divide by the group's deviation (Liu et al. 2025 advise against it)."""
     prompts_per_iteration: int = Field(default=8, ge=1)
-    """Prompts an iteration, that is between two states of the policy that writes."""
+    """Prompts per iteration, that is between two states of the policy that writes."""
     completions_per_prompt: int = Field(default=8, ge=2)
     """Completions of each prompt."""
 

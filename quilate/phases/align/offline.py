@@ -52,7 +52,7 @@ class OfflineTraining(ExampleTraining):
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the completions."""
     batch_size: int = Field(default=32, ge=1)
-    """Completions an optimizer step."""
+    """Completions per optimizer step."""
     length: int = Field(default=512, ge=2)
     """Longest prompt and completion in tokens; longer ones are left out and counted."""
     rewards: dict[str, Annotated[TextReward, Field(discriminator="kind")]] = Field(default_factory=dict)

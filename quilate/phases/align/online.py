@@ -89,11 +89,11 @@ class OnlineTraining(ExampleTraining):
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the prompts."""
     prompts_per_iteration: int = Field(default=64, ge=1)
-    """Prompts an iteration, that is between two states of the policy that writes."""
+    """Prompts per iteration, that is between two states of the policy that writes."""
     completions_per_prompt: int = Field(default=1, ge=1)
     """Completions of each prompt."""
     batch_size: int = Field(default=64, ge=1)
-    """Completions an optimizer step."""
+    """Completions per optimizer step."""
     passes: int = Field(default=1, ge=1)
     """How often an iteration's completions are learned from before new ones are written."""
     max_new_tokens: int = Field(default=128, ge=1)
@@ -107,7 +107,7 @@ class OnlineTraining(ExampleTraining):
     missing_end_subtracts: bool = False
     """Add `missing_end` to the score instead of replacing it."""
     beta: float = Field(default=0.05, ge=0)
-    """How dear it is to leave the reference: the weight of the KL divergence."""
+    """Weight of the KL penalty that holds the model near its reference; higher stays closer."""
     measure_training: int = Field(default=0, ge=0)
     """Completions of each training prompt to measure with besides the held-out ones: what the policy has learned to
     earn there, not what it earns elsewhere."""

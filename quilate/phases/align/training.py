@@ -52,7 +52,7 @@ class PreferenceTraining(ExampleTraining):
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the prompts; judgements are soon learned by heart (Ouyang et al. 2022 use one)."""
     batch_size: int = Field(default=16, ge=1)
-    """Prompts an optimizer step, each with all its completions."""
+    """Prompts per optimizer step, each with all its completions."""
     length: int = Field(default=512, ge=64)
     """Longest prompt and completion in tokens. Of longer ones the prompt is cut, never the completion."""
     once: bool = False
