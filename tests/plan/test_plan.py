@@ -55,7 +55,7 @@ def test_what_cannot_be_known_before_is_named_with_its_reason(llama_directory: P
     """A search is all of its trials, labels alone are planned for `loss: kto`, and a plan runs nobody's code."""
     texts = [f"{sentence[:40]} {n}" for n, sentence in enumerate(SENTENCES * 2)][:30]
     write_jsonl(tmp_path / "notas.jsonl", [{"t": text, "e": "rd"[n % 2]} for n, text in enumerate(texts)])
-    asked = [f"Pregunta {n}: ¿{word} o no?" for n, word in enumerate("sol mar pan luz año voz".split() * 3)]
+    asked = [f"Pregunta {n}: ¿{word} o no?" for n, word in enumerate(["sol", "mar", "pan", "luz", "año", "voz"] * 3)]
     judged = [{"prompt": text, "completion": "Sí, señora.", "label": n % 2 == 0} for n, text in enumerate(asked)]
     write_jsonl(tmp_path / "juicios.jsonl", judged)
     (tmp_path / "premio.py").write_text("raise SystemExit('run')", encoding="utf-8")
