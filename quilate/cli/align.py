@@ -51,7 +51,8 @@ def align(
     method
         lora trains a low-rank adapter, full every weight.
     beta
-        Of dpo, ppo and grpo: weight of the KL penalty that holds the model near where it started; by default one that suits the kind.
+        Of dpo, ppo and grpo: weight of the KL penalty that holds the model near where it started; by default one that
+        suits the kind.
     lr
         Peak learning rate; by default one that suits kind and method.
     epochs
