@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from quilate.cli.main import run_command_line
+
 JUDGEMENTS = Path(__file__).parents[2] / "recipes" / "tiny_preferences.jsonl"
 
 
@@ -32,3 +34,25 @@ def test_align_without_a_recipe(
     assert made["measure"] == "pair accuracy" and set(made["before"]) == before
     assert 0 <= made["after"]["judgements"] <= 1
     assert (tmp_path / made["folder"]).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--reward", "f.py:score"], "--reward goes with --kind ppo, grpo, cloning, ilql; seen: --kind dpo"),
+        (["--kind", "ppo", "--loss", "kto"], "--loss goes with --kind dpo; seen: --kind ppo"),
+        (["--format", "text"], "--format goes with --kind ppo, grpo, cloning, ilql; seen: --kind dpo"),
+        (["--kind", "reward", "--max-new-tokens", "9"], "--max-new-tokens goes with"),
+        (["--kind", "ilql", "--beta", "0.1"], "--beta goes with --kind dpo, ppo, grpo; seen: --kind ilql"),
+        (["--kind", "ppo", "--reward", "answer", "--language", "es"], "--language is about judgements"),
+        (["--kind", "grpo", "--reward", "answer", "--derived"], "--derived is about judgements"),
+        (["--kind", "ppo", "--reward", "a/f.py:score", "--reward", "b/f.py:score"], "two rewards are called 'score'"),
+    ],
+)
+def test_a_flag_that_would_be_passed_over_is_refused(
+    flags: list[str], words: str, tmp_path: Path, llama_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    code = run_command_line(["align", str(JUDGEMENTS), "--base", str(llama_directory), "--out", str(out), *flags])
+    assert (code, out.exists()) == (2, False)
+    assert words in capsys.readouterr().err
