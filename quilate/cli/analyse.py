@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from quilate.phases.icl_analysis import SeedAnalysis, Settings
@@ -32,7 +32,8 @@ def analyse(
 ) -> None:
     """Compare in-context learning with fine-tuning on the same demonstrations (Dai et al. 2022), beside controls.
 
-    Writes analysis.json, and analysis.md with its figure, into the run's folder.
+    Writes analysis.json, and analysis.md with its figure, into the run's folder. Interrupted, the same command goes on
+    with the first seed that is not finished; with more --seeds it adds them.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def analyse(
         Rates of the paper's momentum attention to try while the demonstrations are read, e.g. --momentum 0.01
         --momentum 0.1; the best on the development rows is measured on the test rows.
     language
-        Language of the texts.
+        Language of the texts: es or en, for which there is a prompt template; another needs a recipe (quilate init).
     out
         The run's folder; runs/FILE-analysis by default.
     json
@@ -106,7 +107,13 @@ def _momenta(rates: list[float]) -> tuple[float, ...]:
 def _run(
     recipe: Recipe, folder: Path, settings: Settings, seeds: int, *, quiet: bool
 ) -> tuple[list[SeedAnalysis], str]:
-    """Prepare task and base as a run of one arm does, then analyse; each seed is written as it is found."""
+    """Prepare task and base as a run of one arm does, then analyse the seeds that are not finished; each is written as
+    it is found.
+
+    Raises:
+        UsageError: the folder holds another analysis.
+    """
+    import json
     from dataclasses import asdict
 
     from quilate.cli.display import RunDisplay
@@ -118,11 +125,8 @@ def _run(
     from quilate.tasks.classification import ClassificationTask
     from quilate.tasks.kinds import load_task
 
+    path = folder / "analysis.json"
     found: list[SeedAnalysis] = []
-
-    def keep(one: SeedAnalysis) -> None:
-        found.append(one)
-        write_json(folder / "analysis.json", {"settings": asdict(settings), "seeds": [asdict(f) for f in found]})
 
     display = RunDisplay(quiet=quiet)
     try:
@@ -133,9 +137,42 @@ def _run(
             assert isinstance(task, ClassificationTask)  # its recipe says so
             model = model_of(graph.nodes["base"].folder(folder))
             display.begin("analysis")
+            # As JSON has it: tuples are lists there.
+            about = json.loads(
+                json.dumps({n: graph.nodes[n].id for n in ("task", "base")} | {"settings": asdict(settings)})
+            )
+
+            def keep(one: SeedAnalysis) -> None:
+                found.append(one)
+                found.sort(key=lambda each: each.seed)
+                write_json(path, about | {"seeds": [asdict(each) for each in found]})
+
             with folder_lock(folder):
-                chosen = range(seeds)
-                analyse(model, task, seeds=chosen, settings=settings, listener=display.event, stop=stop, keep=keep)
+                found += _finished(path, about)
+                missing = [seed for seed in range(seeds) if seed not in {one.seed for one in found}]
+                if missing:
+                    analyse(model, task, seeds=missing, settings=settings, listener=display.event, stop=stop, keep=keep)
     finally:
         display.close()
     return found, model.name
+
+
+def _finished(path: Path, about: dict[str, Any]) -> list[SeedAnalysis]:
+    """The seeds of an analysis that was begun.
+
+    Raises:
+        UsageError: it is one of other rows, another model or other settings.
+    """
+    from pydantic import TypeAdapter
+
+    from quilate.errors import UsageError
+    from quilate.files import read_json
+    from quilate.phases.icl_analysis import SeedAnalysis
+
+    if not path.exists():
+        return []
+    kept = read_json(path)
+    other = [name for name in about if kept.get(name) != about[name]]
+    if other:
+        raise UsageError(f"{path} holds another analysis: its {' and '.join(other)} differ", hint="give another --out")
+    return TypeAdapter(list[SeedAnalysis]).validate_python(kept["seeds"])

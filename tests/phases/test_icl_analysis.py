@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 from support import SENTENCES, tiny_llama
 
 from quilate.cli.main import run_command_line
 from quilate.config import validate
-from quilate.errors import DataError
+from quilate.errors import DataError, Interrupted
 from quilate.models.load import load_causal, load_tokenizer
 from quilate.phases import icl_analysis
 from quilate.phases.icl_analysis import MEASURES, VARIANTS, SeedAnalysis, Settings, analyse
@@ -125,16 +127,40 @@ def test_the_page_says_what_was_found(found: list[SeedAnalysis], tmp_path: Path)
     assert figure.read_text(encoding="utf-8").startswith("<svg")
 
 
-def test_command_line(tmp_path: Path, llama_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(
+    tmp_path: Path, llama_directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tmp_path / "notas.jsonl"
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8")
-    code = run_command_line(
-        ["icl", "analyse", str(data), "--text", "texto", "--label", "etiqueta", "--base", str(llama_directory),
-         "--labels.r", "respiratorio", "--labels.d", "digestivo",
-         "--shots", "2", "--dev", "6", "--test", "8", "--observed", "2", "--out", str(tmp_path / "run"), "--json"]
-    )  # fmt: skip
-    assert code == 0
+    command = ["icl", "analyse", str(data), "--text", "texto", "--label", "etiqueta", "--base", str(llama_directory),
+               "--labels.r", "respiratorio", "--labels.d", "digestivo",
+               "--shots", "2", "--dev", "6", "--test", "8", "--observed", "2", "--json",
+               "--out", str(tmp_path / "run")]  # fmt: skip
+    assert run_command_line(command) == 0
     answer = json.loads(capsys.readouterr().out)
     assert all(Path(path).exists() for path in answer["files"])
-    kept = json.loads((tmp_path / "run" / "analysis.json").read_text(encoding="utf-8"))
+    path = tmp_path / "run" / "analysis.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))
     assert kept["seeds"][0]["variants"]["demonstrations"]["by_layer"]["sim_aou"]
+    # Stopped in its second of three seeds and started again, it goes on: the first two are not made again.
+    asked: list[list[int]] = []
+
+    def stopped(*arguments: object, seeds: list[int], keep: Callable[[SeedAnalysis], None], **more: object) -> None:
+        asked.append(list(seeds))
+        for seed in seeds[: 1 if len(asked) == 1 else None]:
+            keep(replace(first, seed=seed, zero_shot=0.5))
+        if len(asked) == 1:
+            raise Interrupted("a stop was requested")
+
+    first = TypeAdapter(SeedAnalysis).validate_python(kept["seeds"][0])
+    monkeypatch.setattr(icl_analysis, "analyse", stopped)
+    assert run_command_line([*command, "--seeds", "3"]) == 75
+    assert run_command_line([*command, "--seeds", "3"]) == 0
+    assert asked == [[1, 2], [2]]
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    assert [seed["seed"] for seed in whole["seeds"]] == [0, 1, 2]
+    assert whole["seeds"][0] == kept["seeds"][0]
+    capsys.readouterr()
+    assert run_command_line([*command, "--loss", "label"]) == 2
+    assert "holds another analysis: its settings differ" in capsys.readouterr().out
+    assert json.loads(path.read_text(encoding="utf-8")) == whole
