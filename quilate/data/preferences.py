@@ -96,7 +96,7 @@ class Preferences:
 
 @dataclass(frozen=True)
 class Limits:
-    """What to take of an SHP or OASST1 file; see `PreferenceConfig`."""
+    """What to take of an SHP or OASST1 file; see `quilate.phases.align.preferences.PreferencesConfig`."""
 
     min_ratio: float = 2.0
     max_pairs: int | None = 5

@@ -103,14 +103,14 @@ class FitResult:
 
     def incidents(self) -> dict[str, int]:
         """What a stage counts in its manifest: refused updates, and what else happened."""
-        others = {
-            "loss spikes": self.loss_spikes,
-            "rewinds after a loss spike": self.rewinds,
-            "times micro-batches were halved": self.memory_halvings,
-        }
-        return {"refused updates": self.refused_updates} | {name: count for name, count in others.items() if count}
+        counted = dict(
+            zip(INCIDENTS, (self.refused_updates, self.loss_spikes, self.rewinds, self.memory_halvings), strict=True)
+        )
+        return {name: count for name, count in counted.items() if count or name == REFUSED}
 
 
+REFUSED = "refused updates"
+INCIDENTS = (REFUSED, "loss spikes", "rewinds after a loss spike", "times micro-batches were halved")
 COUNTS = tuple(field.name for field in fields(FitResult) if field.name != "steps")
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from quilate.config import Config
+from quilate.engine.loop import INCIDENTS, REFUSED
 from quilate.engine.runlog import Progress
 from quilate.errors import DataError
 from quilate.evaluation.answers import ANSWER_SCORES
@@ -123,7 +124,7 @@ def best_of_trials(
         train_tokens=sum(entry.report.train_tokens for entry in done),
         flops=sum(entry.report.flops for entry in done),
         trainable_parameters=chosen.trainable_parameters,
-        counts=chosen.counts | {"refused updates": sum(e.report.counts.get("refused updates", 0) for e in done)},
+        counts=chosen.counts | _incidents([entry.report for entry in done]),
         facts=chosen.facts
         | {
             "chosen": best,
@@ -138,6 +139,12 @@ def best_of_trials(
             ],
         },
     )
+
+
+def _incidents(reports: Sequence[StageReport]) -> dict[str, int]:
+    """What happened in all trials, as `FitResult.incidents` names it; the other counts are the chosen one's."""
+    summed = {name: sum(report.counts.get(name, 0) for report in reports) for name in INCIDENTS}
+    return {name: count for name, count in summed.items() if count or name == REFUSED}
 
 
 @dataclass(frozen=True)

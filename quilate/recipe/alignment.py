@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from quilate.errors import ConfigError
 from quilate.files import digest
 from quilate.phases.align.online import OnlineTraining
 from quilate.recipe.schema import BASE, ArmConfig, Recipe, StageConfig, is_aligned, stands_on
@@ -33,7 +34,11 @@ def unnamed_starts(recipe: Recipe) -> list[str]:
 
 def with_unaligned_arms(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """The recipe with an arm that stands on no alignment beside each one that stands on an aligned model, and the names
-    of those that had to be added: what alignment costs in the task is not to be seen without."""
+    of those that had to be added: what alignment costs in the task is not to be seen without.
+
+    Raises:
+        ConfigError: another arm has the name of one that is to be added.
+    """
     arms: dict[str, ArmConfig] = dict(recipe.arms)
     added = []
     for name, arm in recipe.arms.items():
@@ -41,9 +46,16 @@ def with_unaligned_arms(recipe: Recipe) -> tuple[Recipe, list[str]]:
         if on is None or on not in recipe.stages or not is_aligned(recipe.stages[on]):
             continue
         plain = arm.model_copy(update={"on": start_of(recipe, on)})
-        if plain not in arms.values():
-            arms[f"{name}-unaligned"] = plain
-            added.append(f"{name}-unaligned")
+        if plain in arms.values():
+            continue
+        beside = f"{name}-unaligned"
+        if beside in arms:
+            raise ConfigError(
+                f"arms.{beside} has the name of the arm that is added beside {name}, the same on no alignment",
+                hint="rename it",
+            )
+        arms[beside] = plain
+        added.append(beside)
     return (recipe.model_copy(update={"arms": arms}) if added else recipe), added
 
 

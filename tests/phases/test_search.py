@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from quilate.evaluation.statistics import STATISTICS, label_features
 from quilate.inference.scorer import load_scorer
 from quilate.models.load import load_causal
 from quilate.phases.finetune import FinetuneConfig, default_search
-from quilate.phases.search import combinations, config_of, features_of, sweep
+from quilate.phases.search import _Done, best_of_trials, combinations, config_of, features_of, sweep
 from quilate.phases.stage import StageReport, model_of
 from quilate.recipe.graph import build_graph
 from quilate.recipe.schema import Recipe
@@ -182,3 +183,19 @@ def test_answers_of_every_kind_are_scored(folder: Folder) -> None:
     answers[0] = answers[0][::-1] - np.eye(len(task.labels))[task.labels.index(task.dev[0].label)] * 5
     features, score = features_of(task, task.dev, answers)
     assert float(score(features.sum(axis=0).astype(float))) == pytest.approx((len(task.dev) - 1) / len(task.dev))
+
+
+def test_what_happened_in_trials_that_lost_is_counted_too(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[dict[str, int]] = [
+        {"refused updates": 2, "loss spikes": 3, "prompts cut": 5},
+        {"refused updates": 0, "rewinds after a loss spike": 1, "prompts cut": 7},
+    ]
+    planted = iter(_Done(StageReport(counts=c), score) for c, score in zip(counts, (0.1, 0.9), strict=True))
+    monkeypatch.setattr("quilate.phases.search._done", lambda *_: next(planted))
+    context: Any = SimpleNamespace(folder=tmp_path, note=lambda _: None)
+    task = load_task(folder.root / "task" / "task")
+    report = best_of_trials(context, task, combinations({"lr": [1e-3, 1e-2]}), lambda _: StageReport())
+    happened = {"refused updates": 2, "loss spikes": 3, "rewinds after a loss spike": 1}
+    assert report.counts == happened | {"prompts cut": 7}

@@ -64,6 +64,15 @@ def test_learning_from_a_data_set_of_rewards_is_alignment_too(kind: str) -> None
     assert start_of(later, "ppo") == "chat"
 
 
+def test_an_arm_is_not_replaced_by_one_that_is_added() -> None:
+    tuned = {"kind": "finetune", "method": "lora", "on": "bold"}
+    own = {"kind": "finetune", "method": "full", "on": "chat"}
+    with pytest.raises(ConfigError, match="tuned-unaligned has the name of the arm that is added beside tuned"):
+        with_unaligned_arms(recipe(arms={"tuned": tuned, "tuned-unaligned": own}))
+    same = recipe(arms={"tuned": tuned, "tuned-unaligned": tuned | {"on": "chat"}})
+    assert with_unaligned_arms(same) == (same, [])
+
+
 def test_a_base_can_be_asked_alone(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "c.jsonl", [{"prompt": "¿Qué?", "completion": "Eso."}])
     value = {
