@@ -63,7 +63,7 @@ def finetune(
     set_
         Another key of fine-tuning, see docs/recipes.md: --set adapter.placement=pfeiffer (may be repeated).
     language
-        Language of the texts.
+        Language of the texts: es or en, for which there is a prompt template; another needs a recipe (quilate init).
     seed
         Varies initialization and order.
     out

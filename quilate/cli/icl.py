@@ -69,7 +69,7 @@ def icl(
     dev, test
         Rows for choices and for the score; the rest is where examples are drawn from.
     language
-        Language of the texts.
+        Language of the texts: es or en, for which there is a prompt template; another needs a recipe (quilate init).
     seed
         Draws the examples and their order.
     out

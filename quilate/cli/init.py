@@ -33,11 +33,13 @@ def init(
     base
         The model: a directory, a .gguf file, package:NAME or a hub name.
     language
-        Language of the texts.
+        Language of the texts. For es and en there is a prompt template; for another the recipe gets one to translate.
     out
         The recipe to write; FILE.yaml beside the data by default. An existing file is never overwritten.
     """
     from collections import Counter
+
+    from ruamel.yaml import YAML
 
     from quilate import config
     from quilate.cli.display import result_console
@@ -59,10 +61,9 @@ def init(
             f"column '{label}' of {data} has {len(labels)} label(s)", hint="a classification needs at least two"
         )
     relative = data.name if target.resolve().parent == data.resolve().parent else str(data.resolve())
-    write_text(
-        target, recipe_text(target.stem, relative, columns, labels, rows=len(table.rows), base=base, language=language)
-    )
-    config.load(Recipe, target)  # what we write must be what we accept
+    recipe = recipe_text(target.stem, relative, columns, labels, rows=len(table.rows), base=base, language=language)
+    config.validate(Recipe, YAML(typ="safe", pure=True).load(recipe), source=str(target))  # or it is not written
+    write_text(target, recipe)
     console = result_console()
     console.print(f"{data}: {len(table.rows)} rows, {len(labels)} labels ({_sniffed(table.notes)})")
     rare = [name for name, count in labels.items() if count < 10]
@@ -80,6 +81,8 @@ def recipe_text(
     name: str, path: str, columns: list[str], labels: dict[str, int], *, rows: int, base: str, language: str
 ) -> str:
     """The recipe as commented YAML. `columns` are text, label and, if any, group."""
+    from quilate.tasks.classification import DEFAULT_TEMPLATES
+
     test, dev = min(TEST_ROWS, rows // 4), min(DEV_ROWS, rows // 10)
     text, label, *group = (_quoted(column) for column in columns)
     lines = [
@@ -92,7 +95,8 @@ def recipe_text(
         "",
         "task:",
         f"  name: {_quoted(name)}",
-        f"  language: {language}",
+        f"  language: {_quoted(language)}",
+        *(() if language in DEFAULT_TEMPLATES else _template(DEFAULT_TEMPLATES["en"])),
         f"  text: {text}",
         f"  label: {label}",
         f"  group: {group[0]}"
@@ -115,6 +119,13 @@ def recipe_text(
         "",
     ]
     return "\n".join(lines)
+
+
+def _template(text: str) -> list[str]:
+    return [
+        "  # How the model sees a row, in English: say it in the language of the texts. The label is written after it.",
+        f"  template: {_quoted(text)}",
+    ]
 
 
 def _quoted(value: str) -> str:

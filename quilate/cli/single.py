@@ -4,6 +4,7 @@ one of one stage, run by the same graph."""
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,8 @@ def run_single_arm(
         f"accuracy {result['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f} over items), "
         f"macro-F1 {result['macro_f1']:.3f}; {len(task.test)} items, 1 seed"
     )
-    console.print(f"the stage: {result['stage']}")
+    console.print(f"the stage: {result['stage']}", markup=False, soft_wrap=True)
+    console.print(f"to label new rows: quilate predict {shlex.quote(str(folder))} FILE", markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,19 @@ def run_single_stage(
 
 
 def recipe_of(name: str, arm: dict[str, Any], flags: TaskFlags, *, base: str, seed: int) -> dict[str, Any]:
-    """The recipe of one arm, as plain values."""
+    """The recipe of one arm, as plain values.
+
+    Raises:
+        UsageError: there is no prompt template for the language.
+    """
+    from quilate.errors import UsageError
+    from quilate.tasks.classification import DEFAULT_TEMPLATES
+
+    if flags.language not in DEFAULT_TEMPLATES:
+        raise UsageError(
+            f"--language {flags.language}: there is a prompt template for {' and '.join(DEFAULT_TEMPLATES)} alone",
+            hint=f"`quilate init {flags.data} --language {flags.language} ...` writes a recipe with one to translate",
+        )
     return {
         "recipe": recipe_name(flags.data, name),
         "base": base,
