@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def classification_of(run: Path, *, verb: str) -> ClassificationTask:
 
 
 def choose_arm(run: Path, name: str | None) -> ChosenArm:
-    """The named arm; by default the recommended one; if undecided, the one with the highest score.
+    """The named arm; by default the only one, or the recommended one; if undecided, the one with the highest score.
 
     Raises:
         UsageError: there is no such arm.
@@ -62,7 +63,7 @@ def choose_arm(run: Path, name: str | None) -> ChosenArm:
     arms = list(dict.fromkeys(s["arm"] for s in stages.values() if s["arm"]))
     why = "as asked"
     if name is None:
-        name, why = _recommended(run)
+        name, why = (arms[0], "the only arm") if len(arms) == 1 else _recommended(run, arms)
     if name not in arms:
         raise UsageError(f"{run} has no arm '{name}'", hint=f"its arms: {', '.join(arms)}")
     for stage, entry in stages.items():
@@ -83,9 +84,12 @@ def _warn_of_sending(scorer: Any) -> None:
         print(f"warning: the texts leave this machine: they are sent to {scorer.remote_host}", file=sys.stderr)
 
 
-def _recommended(run: Path) -> tuple[str, str]:
+def _recommended(run: Path, arms: Sequence[str]) -> tuple[str, str]:
     if not (run / "evidence.json").exists():
-        raise DataError(f"{run} has no evidence yet, so there is no recommended arm", hint="name one with --arm")
+        raise DataError(
+            f"{run} has no evidence yet, so there is no recommended arm",
+            hint=f"name one with --arm: {', '.join(arms)}",
+        )
     evidence = read_evidence(run)
     recommended = evidence["recommendation"]["arm"]
     if recommended is not None:

@@ -18,7 +18,7 @@ def evaluate(run: Path, data: Path, *, arm: str | None = None, strict: bool = Fa
     data
         The labelled rows: csv, jsonl or parquet with the task's text and label columns.
     arm
-        The arm to score; by default the one the evidence recommends.
+        The arm to score; by default the only one, or the one the evidence recommends.
     strict
         Stop at the first broken record instead of counting it.
     json

@@ -24,7 +24,7 @@ def export(
     run
         The run's folder.
     arm
-        The arm; the recommended one by default.
+        The arm; by default the only one, or the recommended one.
     out
         Where to write; RUN/lm-eval by default.
     with_text

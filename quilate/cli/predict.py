@@ -40,7 +40,7 @@ def predict(
     data
         The rows to label: csv, jsonl or parquet with the task's text column.
     arm
-        The arm to use; by default the one the evidence recommends.
+        The arm to use; by default the only one, or the one the evidence recommends.
     out
         Where to write; FILE.labels.csv (FILE.spans.jsonl, .labels.jsonl, .answers.jsonl) beside the data by default.
     threshold

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from quilate.cli.main import run_command_line
 from quilate.cli.predict import labelled_csv
+from quilate.cli.single import TaskFlags, recipe_of
+from quilate.config import load, validate
+from quilate.engine.interrupts import StopRequest
+from quilate.files import make_folder
+from quilate.recipe.graph import build_graph
+from quilate.recipe.run import _write_plan, spec_of
+from quilate.recipe.schema import Recipe
+from quilate.recipe.worker import run_stage
+from quilate.tasks.classification import ClassificationConfig
 
 WORDS = {"corazón": "arritmia y soplo", "piel": "eccema y prurito", "ojo": "visión borrosa"}
 
@@ -94,6 +104,49 @@ def test_evaluate_refuses_what_was_trained_on_and_scores_what_was_not(folder: Pa
     (folder / "otras.csv").write_text("\n".join(["texto,etiqueta,paciente", *every_patient]), encoding="utf-8")
     refused = quilate(folder, "evaluate", "runs/notas", "otras.csv")
     assert refused.returncode == 5 and "0 by their text" in refused.stderr and "0 by their group" not in refused.stderr
+
+
+def test_what_one_arm_learned_can_be_used(
+    tmp_path: Path, llama_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A verb that runs one arm writes no evidence, and there is nothing to choose."""
+    rows = [f"caso {i} con {text},{label}" for i in range(20) for label, text in WORDS.items()]
+    (tmp_path / "notas.csv").write_text("\n".join(["texto,etiqueta", *rows]), encoding="utf-8")
+    flags = TaskFlags(tmp_path / "notas.csv", "texto", "etiqueta", None, None, "es", None, 6, 12)
+    arm = {"kind": "baseline", "method": "tfidf"}  # as any other, and trained in no time
+    recipe = validate(Recipe, recipe_of("finetune", arm, flags, base=str(llama_directory), seed=0), source="t")
+    graph, run = build_graph(recipe, tmp_path), tmp_path / "run"
+    _write_plan(graph, recipe, tmp_path, run)
+    for name in ("task", "finetune-s0", "finetune-s0-evaluate"):
+        spec_of(graph.nodes[name], graph, run, tmp_path).write(make_folder(graph.nodes[name].folder(run)))
+        run_stage(graph.nodes[name].folder(run), StopRequest())
+    capsys.readouterr()
+    (tmp_path / "nuevas.csv").write_text("texto,etiqueta\nsolo arritmia,corazón\nsolo eccema,piel\n", encoding="utf-8")
+    for verb in ("predict", "evaluate"):
+        assert run_command_line([verb, str(run), str(tmp_path / "nuevas.csv"), "--json"]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert (answer["arm"], answer["why"]) == ("finetune", "the only arm")
+
+
+def test_init_in_a_language_without_a_template_writes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"cas {i},{'sí' if i % 2 else 'no'}" for i in range(40)]
+    (tmp_path / "notes.csv").write_text("\n".join(["text,etiqueta", *rows]), encoding="utf-8")
+    command = [str(tmp_path / "notes.csv"), "--text", "text", "--label", "etiqueta", "--language", "ca"]
+    assert run_command_line(["init", *command]) == 0
+    task = load(Recipe, tmp_path / "notes.yaml").task
+    assert isinstance(task, ClassificationConfig) and task.language == "ca"
+    assert task.prompt_template().prompt("Núria") == "Text: Núria\nLabel:"
+    for verb in ("finetune", "icl"):
+        capsys.readouterr()
+        assert run_command_line([verb, *command]) == 2
+        assert "there is a prompt template for es and en alone" in capsys.readouterr().err
+
+
+def test_init_writes_no_recipe_that_it_would_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "n.csv").write_text("t,e\na,1\nb,2\n", encoding="utf-8")
+    monkeypatch.setattr("quilate.cli.init.recipe_text", lambda *_, **__: "recipe: n\nbass: x\n")
+    assert run_command_line(["init", str(tmp_path / "n.csv"), "--text", "t", "--label", "e"]) == 2
+    assert not (tmp_path / "n.yaml").exists()
 
 
 @pytest.mark.slow
