@@ -182,14 +182,18 @@ ELSEWHERE = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "point", "nth"), ELSEWHERE)
 def test_a_stop_elsewhere_is_heard_and_the_stage_ends_with_the_undisturbed_bytes(
-    phases: Phases, tmp_path: Path, name: str, point: str, nth: int
+    phases: Phases, tmp_path: Path, name: str, point: str, nth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = phases.undisturbed(name)
     folder = phases.fresh(name, tmp_path / "stage")
+    passed: list[str] = []
+    fires = faults._fires
+    monkeypatch.setattr(faults, "_fires", lambda point: passed.append(point) or fires(point))
     faults.arm(point, terminate, nth)
     with pytest.raises(Interrupted, match="stopped by SIGTERM") as stopped:
         phases.run(folder)
     assert stopped.value.exit_code == 75
+    assert point != "evaluate.batch" or passed.count(point) == nth  # it is heard at once, before another batch
     assert not (folder / "manifest.json").exists()
     phases.run(folder)
     for file, content in left_by(folder).items():

@@ -46,13 +46,15 @@ def run(
     steps: tuple[int, ...] = (SPIKE,),
     factor: float = 10.0,
     rewinds: int = 3,
+    rewind_steps: int = REWIND_STEPS,
+    epochs: int = EPOCHS,
     **options: Any,
 ) -> Outcome:
-    settings = {"loss_spike": policy, "rewind_steps": REWIND_STEPS, "rewinds": rewinds}
+    settings = {"loss_spike": policy, "rewind_steps": rewind_steps, "rewinds": rewinds}
     guards = validate(Guards, settings, source="t")
     on_step = multiplied(factor, steps, done_before(folder))
     # A rate at which the loss does not fall so fast that the fall itself is most of the losses' deviation.
-    return Run(folder, epochs=EPOCHS, rate=1e-3).again(on_step=on_step, guards=guards, **options)
+    return Run(folder, epochs=epochs, rate=1e-3).again(on_step=on_step, guards=guards, **options)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +156,22 @@ def test_a_run_that_rewinds_resumes_to_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "a", "rewind", checkpoint_steps=checkpoint_steps)
     assert_same_bits(run(tmp_path / "a", "rewind", checkpoint_steps=checkpoint_steps), rewound)
+
+
+def test_a_resumed_run_still_has_the_point_that_it_must_go_back_to(tmp_path: Path) -> None:
+    """Of rewind points the newest is kept. Killed behind step 24, this run has none from before its spike at 19 any
+    more, so it must not start again from the checkpoint of step 18."""
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    settings: dict[str, Any] = {"steps": (19,), "rewind_steps": 4, "epochs": 9, "checkpoint_steps": 18}
+    whole = run(tmp_path / "a", "rewind", **settings)
+    faults.arm("fit.step", die, nth=26)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", "rewind", **settings)
+    assert_same_bits(run(tmp_path / "b", "rewind", **settings), whole)
+    assert whole.result.rewinds == 1
 
 
 def test_rewinds_have_a_budget(tmp_path: Path) -> None:

@@ -181,3 +181,13 @@ def test_state_of_another_model_is_refused_before_anything_changes() -> None:
     with pytest.raises(KeyError, match=r"master\.3\.bias"):
         optimizer.restore(other_shape)  # [1] would broadcast into [3] without a word
     assert all(torch.equal(before[name], value) for name, value in optimizer.state().items())
+
+
+def test_small_gradients_of_many_micro_batches_are_not_lost_in_a_bf16_sum() -> None:
+    """Beside 256 a bf16 sum cannot see 0.5: its next number is 258."""
+    weight = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.bfloat16))
+    optimizer = AdamW([("w", weight)], rounding=torch.Generator())
+    for gradient in [256.0] + [0.5] * 8:
+        weight.grad = torch.full((2, 2), gradient, dtype=torch.bfloat16)
+        optimizer.accumulate()
+    assert torch.equal(optimizer.gradients()["w"], torch.full((2, 2), 260.0))
