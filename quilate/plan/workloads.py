@@ -29,6 +29,7 @@ from quilate.models.load import context_of_directory, is_masked_directory, load_
 from quilate.phases import finetune, icl, language_modelling, sft
 from quilate.phases.align import dpo
 from quilate.phases.align import training as alignment
+from quilate.phases.align.common import TEXT_WINDOW
 from quilate.phases.corpus import corpus_documents
 from quilate.phases.examples import choice_examples, label_examples
 from quilate.phases.prompting import trials_of
@@ -391,7 +392,7 @@ class Workloads:
 
 
 def alignment_window(model: Model) -> int:
-    return min(dpo.TEXT_WINDOW, context_of_directory(model.directory))
+    return min(TEXT_WINDOW, context_of_directory(model.directory))
 
 
 def _score_part(model: Model, scorer: PromptScorer, texts: Sequence[str], config: Any) -> Part:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,7 @@ from quilate.data.packing import pack, split_by_tokens
 from quilate.data.preference_batches import EncodedPrompt, encode_prompts
 from quilate.data.sampling import draw
 from quilate.engine.completions import CompletionLogProbs, by_document
-from quilate.errors import ConfigError, DataError
-from quilate.evaluation.bits_per_byte import text_loss
+from quilate.errors import DataError
 from quilate.evaluation.preferences import length_direction, pair_report
 from quilate.files import write_jsonl
 from quilate.models.encoder import DocumentEncoder
@@ -35,6 +33,7 @@ from quilate.models.precision import Precision, compute_dtype
 from quilate.models.reward import RewardModel, load_reward_model
 from quilate.models.token_values import GuidedHead, load_token_values
 from quilate.objectives.cross_entropy import head_kl_sum
+from quilate.phases.align.common import check_vocabulary, held_out_text, room_for_prompts
 from quilate.phases.align.ilql import VALUES
 from quilate.phases.align.preferences import stored_preferences
 from quilate.phases.align.rollouts import (
@@ -49,13 +48,10 @@ from quilate.phases.align.rollouts import (
 from quilate.phases.align.scoring import AnyReward, Scorer, StageReward
 from quilate.phases.align.training import completion_lengths, judged_pairs, measured_batches
 from quilate.phases.conversations import stored_conversations
-from quilate.phases.corpus import corpus_documents
 from quilate.phases.sft import chat_template
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of
 from quilate.rng import derive_seed
 from quilate.tokenization.chat import ChatTemplate
-
-TEXT_WINDOW = 512  # tokens of a piece of a held-out document, as in `dpo`
 
 
 class AssayConfig(Config):
@@ -141,7 +137,10 @@ def _run(context: StageContext[AssayConfig]) -> StageReport:
         "ended": round(float(np.mean(written.ended)), 4),
         "tokens": round(float(np.mean([row["tokens"] for row in rows])), 2),
         "pairs": pairs,
-        "text": _text(context, model, template),
+        "text": {
+            name: {"bits": round(loss.bits_per_byte, 4), "bytes": loss.bytes}
+            for name, loss in held_out_text(context, model, template.tokenizer).items()
+        },
         "dtype": str(model.dtype).removeprefix("torch."),
     }
     cut = {"completions cut for length": len(rows) - sum(written.ended)}
@@ -165,12 +164,7 @@ def _asked(context: StageContext[AssayConfig], template: ChatTemplate, room: int
         ConfigError: the model's context does not hold a completion.
     """
     config = context.config
-    limit = min(config.prompt_tokens, room - config.max_new_tokens)
-    if limit < 1:
-        raise ConfigError(
-            f"max_new_tokens is {config.max_new_tokens} and the model's context {room} tokens",
-            hint="lower alignment.max_new_tokens, so that a prompt fits before the completion",
-        )
+    limit = min(config.prompt_tokens, room_for_prompts(room, config.max_new_tokens))
     found: list[Prompt] = []
     counts = Counter[str]()
     for kind, names in (("conversations", config.conversations), ("preferences", config.preferences)):
@@ -207,7 +201,7 @@ def judged(
     by_model: dict[str, Tensor] = {}
     for name, stage in config.judging_stages().items():
         folder = context.inputs[f"reward:{stage}"] / "model"
-        _check_vocabulary(name, folder, template)
+        check_vocabulary(name, folder, template)
         by_model[name] = model_rewards(
             load_reward_model(folder, dtype=compute_dtype(config.precision)), written,
             micro_batch_tokens=config.micro_batch_tokens, check_stop=context.stop.raise_if_set,
@@ -219,16 +213,6 @@ def judged(
 def _sum_of_parts(judge: str, parts: Mapping[str, Tensor]) -> Tensor:
     own = [values for part, values in parts.items() if part == judge or part.startswith(f"{judge}/")]
     return torch.stack(own).sum(0)
-
-
-def _check_vocabulary(judge: str, folder: Path, template: ChatTemplate) -> None:
-    """A reward model reads the policy's tokens as they are."""
-    theirs = load_tokenizer(folder).get_vocab()
-    if any(theirs.get(token) != index for token, index in template.tokenizer.get_vocab().items()):
-        raise ConfigError(
-            f"judge '{judge}' was trained with another tokenizer than the model it judges",
-            hint="train the reward model on a model of the same family",
-        )
 
 
 @torch.no_grad()
@@ -320,22 +304,6 @@ def _pair_report(
     # No training pairs here to learn a direction from; the better of the two is the hardest baseline to beat.
     report = pair_report(pairs, direction=length_direction(pairs.tokens_better, pairs.tokens_worse))
     return {name: report[name] for name in ("pairs", "groups", "accuracy", "length_only", "difference", "prefers")}
-
-
-def _text(
-    context: StageContext[AssayConfig], model: PreTrainedModel, template: ChatTemplate
-) -> Mapping[str, dict[str, float]]:
-    """Bits per byte of every corpus's held-out text: what alignment costs in general ability (the alignment tax)."""
-    measured = {}
-    for role, folder in context.inputs.items():
-        if role.startswith("corpus:"):
-            documents = corpus_documents(folder, "held_out")
-            loss = text_loss(
-                model, template.tokenizer, documents, window=min(TEXT_WINDOW, context_length(model)),
-                check_stop=context.stop.raise_if_set,
-            )  # fmt: skip
-            measured[role.partition(":")[2]] = {"bits": round(loss.bits_per_byte, 4), "bytes": loss.bytes}
-    return measured
 
 
 ASSAY = StageKind("assay", 2, AssayConfig, _run)

@@ -21,12 +21,13 @@ from quilate.data.preferences import JudgedPrompt, Pair
 from quilate.data.sampling import draw
 from quilate.data.tables import SourceConfig, locate, read_table
 from quilate.engine.runlog import Progress
-from quilate.errors import ConfigError, DataError
+from quilate.errors import DataError
 from quilate.files import digest, sha256_of_file, write_jsonl, write_text
 from quilate.inference.generation import Generator
 from quilate.inference.sampling import Sampling
 from quilate.models.load import context_length, load_causal, load_tokenizer
 from quilate.models.precision import Precision, compute_dtype
+from quilate.phases.align.common import room_for_prompts
 from quilate.phases.align.patterns import extracted, same_answer, with_one_group
 from quilate.phases.align.preferences import split_prompts
 from quilate.phases.align.rollouts import prompts_of_judgements, stop_tokens
@@ -220,12 +221,7 @@ def _write(
     folder = model_of(context.inputs["model"])
     template = chat_template(load_tokenizer(folder), None, name=folder.name)
     model = load_causal(folder, dtype=compute_dtype(config.precision))
-    room = context_length(model) - config.max_new_tokens
-    if room < 1:
-        raise ConfigError(
-            f"max_new_tokens is {config.max_new_tokens} and the model's context {context_length(model)} tokens",
-            hint="lower max_new_tokens, so that a prompt fits before the completion",
-        )
+    room = room_for_prompts(context_length(model), config.max_new_tokens)
     prompts, lost = prompts_of_judgements(
         [_asked(question) for question in questions], template, "chat", limit=min(config.prompt_tokens, room)
     )

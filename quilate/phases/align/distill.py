@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -29,13 +31,13 @@ from quilate.models.encoder import DocumentEncoder
 from quilate.models.load import context_length, load_causal, trainable_parameters
 from quilate.models.tuning.lora import LoraConfig, add_lora
 from quilate.objectives.distillation import Head, linear_distillation_sum
+from quilate.phases.align.common import apart_from_held_out, check_adapter
 from quilate.phases.align.training import load_policy
 from quilate.phases.conversations import stored_conversations
 from quilate.phases.example_training import ExampleTraining, plan_batches, train, training_flops
 from quilate.phases.sft import save_chat_model
 from quilate.phases.stage import StageContext, StageKind, StageReport, once
 from quilate.rng import Streams
-from quilate.tasks.leaks import normalize
 from quilate.tokenization.chat import ChatTemplate, Message, UnrenderableError
 
 DEFAULT_RATE = {"full": 1e-5, "lora": 1e-4}  # between sft's and dpo's (guess)
@@ -70,8 +72,7 @@ class DistillConfig(ExampleTraining):
 
     @model_validator(mode="after")
     def _adapter_settings(self) -> DistillConfig:
-        if self.lora is not None and self.method != "lora":
-            raise ValueError("`lora` settings go with `method: lora`")
+        check_adapter(self.method, self.lora, is_its_own_reference=False)
         return self
 
 
@@ -286,13 +287,12 @@ def _lessons(
     config = context.config
     folders = {name: context.inputs[f"conversations:{name}"] for name in config.conversations}
     kept = {name: stored_conversations(folder, "held_out") for name, folder in folders.items()}
-    questions = {normalize(c.question) for part in kept.values() for c in part}
-    stored = [(name, c) for name, folder in folders.items() for c in stored_conversations(folder, "train")]
-    apart = [
+    stored = [
         Conversation(f"{name}:{c.id}", c.messages, c.context, c.group)
-        for name, c in stored
-        if normalize(c.question) not in questions
+        for name, folder in folders.items()
+        for c in stored_conversations(folder, "train")
     ]
+    apart = apart_from_held_out(stored, chain.from_iterable(kept.values()), attrgetter("question"))
     limits = {"length": min(config.length, room), "context": room}
     training = lessons(apart, template, config.prompt, **limits)
     training.counts["conversations that another set holds out"] = len(stored) - len(apart)

@@ -17,10 +17,10 @@ from quilate.data.preference_batches import EncodedPrompt, PreferenceBatch, with
 from quilate.engine.completions import CompletionLogProbs, WithoutDropout, by_document
 from quilate.engine.distributed import this_world
 from quilate.errors import ConfigError, DataError
-from quilate.evaluation.bits_per_byte import text_loss
-from quilate.models.load import context_length, load_causal, trainable_parameters
+from quilate.models.load import load_causal, trainable_parameters
 from quilate.objectives import preference as objective
 from quilate.objectives.cross_entropy import head_kl_sum
+from quilate.phases.align.common import held_out_text
 from quilate.phases.align.training import (
     PreferenceTraining,
     Prepared,
@@ -32,14 +32,12 @@ from quilate.phases.align.training import (
     prepare,
     report_by_set,
 )
-from quilate.phases.corpus import corpus_documents
 from quilate.phases.example_training import train, training_flops
 from quilate.phases.sft import save_chat_model
 from quilate.phases.stage import StageContext, StageKind, StageReport, once
 from quilate.rng import Streams
 
 DEFAULT_RATE = {"full": 1e-6, "lora": 1e-5}  # TRL's default for every preference method; LoRA's ten times that
-TEXT_WINDOW = 512  # tokens of a piece of a held-out document
 
 
 class DpoConfig(PreferenceTraining):
@@ -285,19 +283,8 @@ def _kl(
 
 
 def _bits_per_byte(context: StageContext[DpoConfig], model: PreTrainedModel, prepared: Prepared) -> dict[str, float]:
-    """What alignment costs in general ability (the alignment tax): bits per byte of every corpus's held-out text."""
-    folders = {role.partition(":")[2]: folder for role, folder in context.inputs.items() if role.startswith("corpus:")}
-    window = min(TEXT_WINDOW, context_length(model))
-    return {
-        name: round(
-            text_loss(
-                model, prepared.template.tokenizer, corpus_documents(folder, "held_out"), window=window,
-                check_stop=context.stop.raise_if_set,
-            ).bits_per_byte,
-            4,
-        )
-        for name, folder in folders.items()
-    }  # fmt: skip
+    losses = held_out_text(context, model, prepared.template.tokenizer)
+    return {name: round(loss.bits_per_byte, 4) for name, loss in losses.items()}
 
 
 DPO = StageKind("dpo", 1, DpoConfig, _run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,11 +16,12 @@ from transformers import PreTrainedModel
 
 from quilate.data.packing import Example
 from quilate.data.preferences import JudgedPrompt
-from quilate.errors import ConfigError, DataError
+from quilate.errors import DataError
 from quilate.evaluation.bits_per_byte import sum_loss
 from quilate.files import write_jsonl
 from quilate.models.load import context_length
 from quilate.models.tuning.lora import LoraConfig, add_lora
+from quilate.phases.align.common import apart_from_held_out, check_adapter, room_for_prompts
 from quilate.phases.align.outcomes import outcome_report, outcome_rows
 from quilate.phases.align.preferences import stored_preferences
 from quilate.phases.align.rollouts import Format, Prompt, Writer, prompts_of_judgements, stop_tokens, text_tokens
@@ -28,7 +30,6 @@ from quilate.phases.align.training import load_policy
 from quilate.phases.example_training import ExampleTraining
 from quilate.phases.stage import StageContext
 from quilate.rng import Streams, derive_seed
-from quilate.tasks.leaks import normalize
 from quilate.tokenization.chat import ChatTemplate, UnrenderableError
 from quilate.tokenization.segments import answer_tokens
 
@@ -70,8 +71,7 @@ class OfflineTraining(ExampleTraining):
 
     @model_validator(mode="after")
     def _what_goes_together(self) -> OfflineTraining:
-        if self.lora is not None and self.method != "lora":
-            raise ValueError("`lora` settings go with `method: lora`")
+        check_adapter(self.method, self.lora, is_its_own_reference=False)
         if self.measure_training and not self.rewards:
             raise ValueError("`measure_training` needs `rewards` to measure with")
         return self
@@ -154,21 +154,16 @@ def start_offline(context: StageContext[Any], functions: Mapping[str, Callable[.
     streams = Streams(context.seed)
     template, model, base = load_policy(context)
     limit = min(config.length, context_length(model))
-    room = context_length(model) - config.max_new_tokens
-    if room < 1:
-        raise ConfigError(
-            f"max_new_tokens is {config.max_new_tokens} and the model's context {context_length(model)} tokens",
-            hint="lower max_new_tokens, so that a prompt fits before the completion",
-        )
+    room = room_for_prompts(context_length(model), config.max_new_tokens)
     stop = stop_tokens(model, template, config.format)
     end = template.tokenizer.eos_token_id if template.tokenizer.eos_token_id in stop else min(stop)
     judged = {part: _judged(context, part) for part in ("train", "held_out")}
-    questions = {normalize(p.question) for prompts in judged["held_out"].values() for p in prompts}
+    measured = [prompt for prompts in judged["held_out"].values() for prompt in prompts]
     samples, counts = list[Sample](), Counter[str]()
     asked: dict[str, list[Prompt]] = {}
     held_out: dict[str, list[Sample]] = {}
     for name, prompts in judged["train"].items():
-        apart = [p for p in prompts if normalize(p.question) not in questions]  # two sets may share prompts
+        apart = apart_from_held_out(prompts, measured, attrgetter("question"))
         counts["prompts that another set holds out"] += len(prompts) - len(apart)
         samples += samples_of(apart, template, config.format, counts, limit=limit, end=end)
         if config.measure_training:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +21,12 @@ from torch import Tensor
 from quilate import faults
 from quilate.data.packing import Example
 from quilate.engine.completions import WithoutDropout
-from quilate.errors import ConfigError, DataError
+from quilate.errors import DataError
 from quilate.files import write_jsonl
-from quilate.models.load import context_length, load_tokenizer, trainable_parameters
-from quilate.models.tuning.lora import TAKEN_FROM_THE_BASE, LoraConfig
+from quilate.models.load import context_length, trainable_parameters
+from quilate.models.tuning.lora import LoraConfig
 from quilate.objectives.policy_gradient import masked_mean, penalize_missing_end, ppo_policy_loss, token_kl
+from quilate.phases.align.common import apart_from_held_out, check_adapter, check_vocabulary, room_for_prompts
 from quilate.phases.align.experience import (
     Experience,
     Iteration,
@@ -55,7 +58,6 @@ from quilate.phases.example_training import ExampleTraining, train, training_flo
 from quilate.phases.sft import save_chat_model
 from quilate.phases.stage import StageContext, StageReport, once
 from quilate.rng import Streams, derive_seed
-from quilate.tasks.leaks import normalize
 from quilate.tokenization.chat import ChatTemplate
 
 ADAM_EPS = 1e-5  # Huang et al. 2024; Adam's own 1e-8 makes the first steps of PPO larger
@@ -120,14 +122,7 @@ class OnlineTraining(ExampleTraining):
     def _what_goes_together(self) -> OnlineTraining:
         if not self.conversations and not self.preferences:
             raise ValueError("there are no prompts: name sets of `conversations` or of `preferences`")
-        if self.lora is not None and self.method != "lora":
-            raise ValueError("`lora` settings go with `method: lora`")
-        if self.lora is not None and self.lora.dropout:
-            raise ValueError("`lora.dropout` must be 0 here: the model is compared with itself")
-        if self.lora is not None and self.lora.init in TAKEN_FROM_THE_BASE:
-            raise ValueError(
-                f"`lora.init: {self.lora.init}` is not possible here: the reference is the model without its adapter"
-            )
+        check_adapter(self.method, self.lora, is_its_own_reference=True)
         if self.missing_end is None and self.missing_end_subtracts:
             raise ValueError("`missing_end_subtracts` needs a `missing_end`")
         return self
@@ -287,16 +282,12 @@ def start(
     config: OnlineTraining = context.config
     streams = Streams(context.seed)
     template, model, base = load_policy(context)
-    room = context_length(model) - config.max_new_tokens
-    if room < 1:
-        raise ConfigError(
-            f"max_new_tokens is {config.max_new_tokens} and the model's context {context_length(model)} tokens",
-            hint="lower max_new_tokens, so that a prompt fits before the completion",
-        )
+    room = room_for_prompts(context_length(model), config.max_new_tokens)
     prompts, measured, counts = _prompts(context, template, min(config.prompt_tokens, room))
     writer = Writer(template, stop_tokens(model, template, config.format), config.temperature, config.max_new_tokens)
     folders = {name: context.inputs[f"reward:{stage}"] for name, stage in config.reward_stages().items()}
-    _check_vocabularies(folders, template)
+    for name, folder in folders.items():
+        check_vocabulary(name, folder / "model", template)
     lora = (config.lora or LoraConfig()) if config.method == "lora" else None
     parameters = sum(p.numel() for p in model.parameters())
     weights = {name: config.rewards[name].weight for name in folders}
@@ -309,18 +300,6 @@ def start(
         tokenizer=template.tokenizer,
     )  # fmt: skip
     return Online(context, template, roles, writer, scorer, prompts, measured, counts, parameters, streams)
-
-
-def _check_vocabularies(folders: Mapping[str, Path], template: ChatTemplate) -> None:
-    """A reward model reads the policy's tokens as they are."""
-    ours = template.tokenizer.get_vocab()
-    for name, folder in folders.items():
-        theirs = load_tokenizer(folder / "model").get_vocab()
-        if any(theirs.get(token) != index for token, index in ours.items()):
-            raise ConfigError(
-                f"reward '{name}' was trained with another tokenizer than the policy's",
-                hint="train the reward model on a model of the same family",
-            )
 
 
 def _prompts(
@@ -341,9 +320,7 @@ def _prompts(
                     held_out[name] = held_out.get(name, []) + named
                 else:
                     found += named
-    # Of one set they are apart already; two sets may share prompts.
-    texts = {normalize(prompt.text) for prompts in held_out.values() for prompt in prompts}
-    kept = [prompt for prompt in found if normalize(prompt.text) not in texts]
+    kept = apart_from_held_out(found, chain.from_iterable(held_out.values()), attrgetter("text"))
     counts["prompts that another set holds out"] = len(found) - len(kept)
     if not kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +27,13 @@ from quilate.errors import DataError
 from quilate.evaluation.preferences import JudgedPairs, length_direction, pair_report
 from quilate.models.load import context_length, load_causal, load_tokenizer
 from quilate.models.precision import compute_dtype
-from quilate.models.tuning.lora import TAKEN_FROM_THE_BASE, LoraConfig, add_lora
+from quilate.models.tuning.lora import LoraConfig, add_lora
 from quilate.models.tuning.merge import merged
+from quilate.phases.align.common import apart_from_held_out, check_adapter
 from quilate.phases.align.preferences import stored_preferences
 from quilate.phases.example_training import ExampleTraining
 from quilate.phases.sft import chat_template
 from quilate.phases.stage import StageContext, model_of
-from quilate.tasks.leaks import normalize
 from quilate.tokenization.chat import ChatTemplate
 
 
@@ -60,14 +62,7 @@ class PreferenceTraining(ExampleTraining):
 
     @model_validator(mode="after")
     def _adapter_settings(self) -> PreferenceTraining:
-        if self.lora is not None and self.method != "lora":
-            raise ValueError("`lora` settings go with `method: lora`")
-        if self.lora is not None and self.lora.dropout:
-            raise ValueError("`lora.dropout` must be 0 here: the model is compared with itself")
-        if self.lora is not None and self.lora.init in TAKEN_FROM_THE_BASE:
-            raise ValueError(
-                f"`lora.init: {self.lora.init}` is not possible here: the reference is the model without its adapter"
-            )
+        check_adapter(self.method, self.lora, is_its_own_reference=True)
         return self
 
 
@@ -125,10 +120,8 @@ def prepare(context: StageContext[Any]) -> Prepared:
         role.partition(":")[2]: folder for role, folder in context.inputs.items() if role.startswith("preferences:")
     }
     measured = {name: _named(name, folder, "held_out") for name, folder in folders.items()}
-    questions = {normalize(prompt.question) for part in measured.values() for prompt in part}
     stored = [prompt for name in config.preferences for prompt in _named(name, folders[name], "train")]
-    # Of one set they are apart already; two sets may share prompts.
-    judged = [prompt for prompt in stored if normalize(prompt.question) not in questions]
+    judged = apart_from_held_out(stored, chain.from_iterable(measured.values()), attrgetter("question"))
     train, counts = encode_prompts(judged, template, limit=limit)
     if len(judged) < len(stored):
         counts["prompts that another set holds out"] = len(stored) - len(judged)
