@@ -26,13 +26,16 @@ from quilate.engine.runlog import read_metrics
 from quilate.errors import Interrupted
 
 SCRIPT = Path(__file__).with_name("train_together.py")
-TOLERANCE = 1e-5
+TOLERANCE = 1e-6
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = TOLERANCE) -> None:
+    """Parameters within the tolerance in the mean. AdamW divides by a gradient's own size, so a sum in another order
+    moves a parameter whose gradient is next to nothing by more than all others."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert (found[name] - tensor).abs().max() <= tolerance, name
+        difference = (found[name] - tensor).abs()
+        assert difference.mean() <= tolerance and difference.max() <= 100 * tolerance, name
 
 
 def interrupted(folder: Path, after: int) -> None:

@@ -80,4 +80,4 @@ def test_two_processes_killed_and_one_finishes(
     for found, expected in zip(losses(killed), losses(alone), strict=True):
         assert found == pytest.approx(expected, abs=1e-5)
     models = [load_file(folder / "model" / "model.safetensors") for folder in (killed, alone)]
-    assert all((models[0][name] - tensor).abs().max() < 1e-5 for name, tensor in models[1].items())
+    assert all((models[0][name] - tensor).abs().mean() < 1e-6 for name, tensor in models[1].items())
