@@ -66,7 +66,33 @@ def test_recipes_page_is_what_the_code_generates() -> None:
 def test_recipes_page_has_every_config_class_once() -> None:
     page = generator.PAGE.read_text(encoding="utf-8")
     markers = re.findall(r"<!-- keys: (\w+) -->", page)
-    assert sorted(markers) == sorted({config_class.__name__ for config_class in generator.config_classes()})
+    classes = {*generator.config_classes(), generator.SHARED}
+    assert sorted(markers) == sorted(config_class.__name__ for config_class in classes)
+
+
+def test_anchors_are_those_of_github() -> None:
+    """It numbers headings of one name (`limits-1`), and a comment in a block of code is no heading."""
+    page = "# Año: `kind`\n```yaml\n# Límites\n```\n## Límites\n### Límites\n"
+    assert [anchor for _, anchor in generator.anchors(page)] == ["año-kind", "límites", "límites-1"]
+
+
+def test_every_link_of_the_recipes_page_goes_to_the_table_it_means() -> None:
+    page = generator.PAGE.read_text(encoding="utf-8")
+    lines, anchor_of, anchor = page.splitlines(), dict(generator.anchors(page)), ""
+    section_of, rows = {}, {}
+    for number, line in enumerate(lines):
+        anchor = anchor_of.get(number, anchor)
+        if marker := re.fullmatch(r"<!-- keys: (\w+) -->", line):
+            section_of[marker[1]] = anchor
+            end = lines.index("<!-- end -->", number)
+            rows[marker[1]] = {row.split("`")[1]: row for row in lines[number + 3 : end] if row.startswith("| `")}
+    for config_class in {*generator.config_classes(), generator.SHARED}:
+        keys = {key.name: key for key in explain(config_class)}
+        missing = keys.keys() - rows[config_class.__name__].keys()
+        assert all(keys[name] in list(explain(generator.SHARED)) for name in missing), config_class
+        for name, row in rows[config_class.__name__].items():
+            meant = [section_of[word] for word in re.findall(r"\w+", keys[name].type) if word in section_of]
+            assert re.findall(r"\]\(#([^)]+)\)", row.split(" | ")[1]) == meant, row
 
 
 def test_generator_sees_nested_classes_and_changes() -> None:
@@ -169,8 +195,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         linked = (page.parent / name) if name else page
         assert linked.exists(), f"{page.name} links to {target}"
         if anchor:
-            headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert anchor in {found for _, found in generator.anchors(linked.read_text(encoding="utf-8"))}
 
 
 def test_architecture_names_modules_that_exist() -> None:
