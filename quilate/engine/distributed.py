@@ -16,6 +16,7 @@ train. They then go through the stage's code up to that place, find everything w
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -188,6 +189,16 @@ class _Calls:
         self.count += 1
         return self.store.get(f"{self.count - 1}").decode()
 
+    def answer(self, answer: str) -> None:
+        self.store.set(f"{self.count}/{dist.get_rank()}", answer)
+
+    def answers(self) -> list[str]:
+        """What each of the others answered to the last call."""
+        keys = [f"{self.count}/{rank}" for rank in range(1, dist.get_world_size())] if self.count else []
+        if keys:
+            self.store.wait(keys, TIMEOUT)
+        return [self.store.get(key).decode() for key in keys]
+
 
 _calls: _Calls | None = None  # of the processes that `processes` joined
 
@@ -225,6 +236,17 @@ def called() -> bool:
     """For all but the first process: wait until that one has something to train, or, False, has none any more."""
     assert _calls is not None
     return _calls.wait() == TRAIN
+
+
+def report(found: dict[str, Any]) -> None:
+    """For all but the first process, after each training it was called for: what the first is to know of it."""
+    assert _calls is not None
+    _calls.answer(json.dumps(found))
+
+
+def reports() -> list[dict[str, Any]]:
+    """For the first process: what each of the others reported after the last training; none if there was none."""
+    return [] if _calls is None else [json.loads(answer) for answer in _calls.answers()]
 
 
 class _Whole(nn.Module):

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from quilate.errors import QuilateError
 from quilate.files import cache_folder, digest, read_json, sha256_of_file, write_json
 from quilate.plan.took import Took
+from quilate.recipe.meter import peak_bytes
 
 VERSION = 4  # counted up when a probe would measure something else
 
@@ -275,12 +276,6 @@ def tuned(model: Any, tuning: dict[str, Any], base: Path) -> Any:
         case "last_layers":
             return train_last_layers(model, tuning["last_layers"])
     return model
-
-
-def peak_bytes() -> int:
-    """Of this process so far. Not from getrusage: its maximum is inherited from the process that started this one."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,16 @@ NOT_OUTPUTS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What the executor measured around a stage."""
+    """What was measured around a stage.
+
+    Attributes:
+        seconds: wall clock, of all its attempts; of one that was killed, until it last showed progress.
+        cpu_seconds: processor time of all its attempts and of all the processes that trained it together; of an attempt
+            that was killed or failed, the first process's alone.
+        peak_memory_bytes: the largest resident memory of any of these processes.
+        load_average: the machine's, the largest seen at an attempt's end.
+        attempts: how often it was begun.
+    """
 
     seconds: float
     cpu_seconds: float

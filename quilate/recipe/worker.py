@@ -14,7 +14,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -31,10 +30,11 @@ from quilate.config import validate
 from quilate.engine.interrupts import StopRequest, stop_on_signals
 from quilate.engine.runlog import ProgressListener
 from quilate.errors import Interrupted, MachineError, QuilateError, explained_os_errors, is_out_of_memory
-from quilate.files import read_json, write_json
+from quilate.files import write_json
 from quilate.phases.stage import StageContext
 from quilate.recipe.kinds import KINDS, stage_kind
-from quilate.recipe.manifest import Measured, check_outputs, write_manifest
+from quilate.recipe.manifest import check_outputs, write_manifest
+from quilate.recipe.meter import Attempts, Process
 from quilate.recipe.spec import StageSpec
 
 
@@ -53,49 +53,47 @@ def run_stage(folder: Path, stop: StopRequest) -> None:
     """Run the stage that `folder` specifies and declare it finished; with the other processes, if `torchrun` started
     several, of which all but the first only train, whenever that one calls them."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        _run_stage(folder, stop, {})
+        _run_stage(folder, stop, {}, others=list)
         return
     # Here, not above: torch takes a second to import, and not every stage needs it.
-    from quilate.engine.distributed import Released, called, processes
+    from quilate.engine.distributed import Released, called, processes, report, reports
 
     with processes() as world:
         if world.leads:
-            _run_stage(folder, stop, {"processes": {"number": world.size, "sharding": world.sharding}})
+            facts = {"processes": {"number": world.size, "sharding": world.sharding}}
+            _run_stage(folder, stop, facts, others=lambda: [Process(**one) for one in reports()])
             return
+        cpu_started = time.process_time()
         while called():
             spec = StageSpec.read(folder)
             with suppress(Released, Interrupted):  # the first process reports
                 stage_kind(spec.kind).run(_context(spec, folder, stop, listener=lambda _: None, note=lambda _: None))
+            report(asdict(Process.this(cpu_started)))
 
 
-def _run_stage(folder: Path, stop: StopRequest, facts: dict[str, Any]) -> None:
+def _run_stage(folder: Path, stop: StopRequest, facts: dict[str, Any], *, others: Callable[[], list[Process]]) -> None:
     spec = StageSpec.read(folder)
     kind = stage_kind(spec.kind)
+    for source in set(spec.inputs.values()):
+        check_outputs(Path(source))
+    attempts = Attempts(folder)
+
+    def tell(**event: Any) -> None:
+        say(**event)
+        attempts.progressed()
+
     context = _context(
-        spec, folder, stop, listener=lambda progress: say(progress=asdict(progress)), note=lambda line: say(note=line)
+        spec, folder, stop, listener=lambda progress: tell(progress=asdict(progress)), note=lambda line: tell(note=line)
     )
-    attempts = read_json(folder / "attempts.json") if (folder / "attempts.json").exists() else []
-    for source in set(context.inputs.values()):
-        check_outputs(source)
-    started, cpu_started = time.perf_counter(), time.process_time()
     try:
         report = kind.run(context)
-    finally:
-        attempts.append(
-            {
-                "seconds": time.perf_counter() - started,
-                "cpu_seconds": time.process_time() - cpu_started,
-                "load": os.getloadavg()[0],
-            }
-        )
-        write_json(folder / "attempts.json", attempts)
-    measured = Measured(
-        seconds=sum(a["seconds"] for a in attempts),
-        cpu_seconds=sum(a["cpu_seconds"] for a in attempts),
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        load_average=max(a["load"] for a in attempts),
-        attempts=len(attempts),
-    )
+    except Interrupted:
+        attempts.keep(others())
+        raise
+    except BaseException:
+        attempts.keep()  # without the others, which may be gone
+        raise
+    measured = attempts.keep(others())
     report.facts.update(facts)
     write_manifest(folder, spec, report, measured)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the finished model has replaced them
