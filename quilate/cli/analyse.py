@@ -115,6 +115,7 @@ def _run(
     """
     import json
     from dataclasses import asdict
+    from functools import partial
 
     from quilate.cli.display import RunDisplay
     from quilate.engine.interrupts import stop_on_signals
@@ -136,7 +137,7 @@ def _run(
             task = load_task(graph.nodes["task"].folder(folder) / "task")
             assert isinstance(task, ClassificationTask)  # its recipe says so
             model = model_of(graph.nodes["base"].folder(folder))
-            display.begin("analysis")
+            display.begin("analysis", "analysis")
             # As JSON has it: tuples are lists there.
             about = json.loads(
                 json.dumps({n: graph.nodes[n].id for n in ("task", "base")} | {"settings": asdict(settings)})
@@ -151,7 +152,8 @@ def _run(
                 found += _finished(path, about)
                 missing = [seed for seed in range(seeds) if seed not in {one.seed for one in found}]
                 if missing:
-                    analyse(model, task, seeds=missing, settings=settings, listener=display.event, stop=stop, keep=keep)
+                    listener = partial(display.tell, "analysis")
+                    analyse(model, task, seeds=missing, settings=settings, listener=listener, stop=stop, keep=keep)
     finally:
         display.close()
     return found, model.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
@@ -15,56 +16,75 @@ from quilate.recipe.graph import Node
 SECONDS_BETWEEN_LINES = 10.0
 
 
+@dataclass
+class _Line:
+    """What is shown of one thing that goes on: its title, its place in the bar, when its next plain line is due."""
+
+    title: str
+    task: TaskID | None
+    due: float
+
+
 class RunDisplay:
-    """Implements `quilate.recipe.run.RunListener`; writes to standard error, for standard output is for results."""
+    """Implements `quilate.recipe.listener.RunListener`; writes to standard error, for standard output is for results.
+
+    Several stages may go on at once; each has a line of its own.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
         self._bar: Bar | None = None
-        self._task: TaskID | None = None
-        self._title = ""
-        self._next_line = 0.0
+        self._lines: dict[str, _Line] = {}
 
     def started(self, node: Node, number: int, total: int, *, resumed: bool) -> None:
-        self.begin(f"[{number}/{total}] {node.name}")
+        self.begin(node.name, f"[{number}/{total}] {node.name}")
         if resumed:
-            self.console.print(f"{self._title}: continuing from its last checkpoint")
+            self.tell(node.name, "continuing from its last checkpoint")
 
-    def begin(self, title: str) -> None:
-        """What the next events are about."""
-        self._title = title
+    def begin(self, name: str, title: str) -> None:
+        """From now on `tell` may be told of `name`, which is shown as `title`."""
+        task = None
         if self.console.is_terminal:
-            self._bar = Bar(
-                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[detail]}"),
-                console=self.console, transient=True,
-            )  # fmt: skip
-            self._task = self._bar.add_task(self._title, total=None, detail="")
-            self._bar.start()
-        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+            if self._bar is None:
+                self._bar = Bar(
+                    SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+                    TextColumn("{task.fields[detail]}"),
+                    console=self.console, transient=True,
+                )  # fmt: skip
+                self._bar.start()
+            task = self._bar.add_task(title, total=None, detail="")
+        self._lines[name] = _Line(title, task, time.monotonic() + SECONDS_BETWEEN_LINES)
 
-    def event(self, event: Progress | str) -> None:
+    def event(self, node: Node, event: Progress | str) -> None:
+        self.tell(node.name, event)
+
+    def tell(self, name: str, event: Progress | str) -> None:
+        """Show progress of `name`, or a note; one about what has not begun is shown under its name."""
+        line = self._lines.get(name) or _Line(name, None, time.monotonic())
         if isinstance(event, str):
-            self.console.print(f"{self._title}: {event}")
-        elif self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=event.done, total=event.total, detail=describe(event))
-        elif time.monotonic() >= self._next_line:
-            detail = describe(event)
-            self.console.print(
-                f"{self._title}: {event.done}/{event.total} {event.unit}" + (f", {detail}" if detail else "")
-            )
-            self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+            self.console.print(f"{line.title}: {event}")
+        elif self._bar is not None and line.task is not None:
+            self._bar.update(line.task, completed=event.done, total=event.total, detail=describe(event))
+        elif time.monotonic() >= line.due:
+            detail = ", ".join(filter(None, [f"{event.done}/{event.total} {event.unit}", describe(event)]))
+            self.console.print(f"{line.title}: {detail}")
+            line.due = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def finished(self, node: Node, seconds: float, *, reused: bool) -> None:
-        self.close()
+        line = self._lines.pop(node.name, None)
+        if self._bar is not None and line is not None and line.task is not None:
+            self._bar.remove_task(line.task)
+        if not self._lines:
+            self.close()
         how = "reused" if reused else f"done in {clock(seconds)}"
-        self.console.print(f"{self._title if not reused else node.name}: {how}")
+        self.console.print(f"{node.name if line is None else line.title}: {how}")
 
     def close(self) -> None:
-        """Take the live line away; called also when a run ends early."""
+        """Take the live lines away; called also when a run ends early."""
         if self._bar is not None:
             self._bar.stop()
-            self._bar = self._task = None
+            self._bar = None
+        self._lines.clear()
 
 
 def describe(progress: Progress) -> str:

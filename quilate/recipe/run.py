@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from quilate.engine.interrupts import StopRequest
@@ -88,7 +89,7 @@ def _run_in_turn(
                 spec_of(node, graph, out, base_folder),
                 folder,
                 uses_models=node.kind not in USE_NO_MODEL and any(n.kind in MAKE_MODELS for n in nodes),
-                on_event=listener.event,
+                on_event=partial(listener.event, node),
                 stop=stop,
             )
             listener.finished(node, time.monotonic() - started, reused=False)

@@ -54,7 +54,7 @@ class Silent:
     def started(self, node: Node, number: int, total: int, *, resumed: bool) -> None:
         self.run.append(node.name + (" again" if resumed else ""))
 
-    def event(self, event: Progress | str) -> None:
+    def event(self, node: Node, event: Progress | str) -> None:
         self.on_event(event)
 
     def finished(self, node: Node, seconds: float, *, reused: bool) -> None:

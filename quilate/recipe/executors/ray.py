@@ -62,13 +62,15 @@ def run_on_ray(
     task = ray.remote(max_retries=MOST_RETRIES, **_whole_node(ray))(run_stage)
     waiting, done = list(jobs), set(finished)
     running: dict[Any, Job] = {}
+    begun = len(finished)
     try:
         while waiting or running:
             if stop:
                 raise Interrupted(f"stopped by {stop.signal}", hint="run the same command again to continue")
             for job in [job for job in waiting if done.issuperset(job.node.inputs.values())]:
                 waiting.remove(job)
-                listener.started(job.node, len(done) + 1, len(finished) + len(jobs), resumed=_resumes(job))
+                begun += 1
+                listener.started(job.node, begun, len(finished) + len(jobs), resumed=_resumes(job))
                 _prepare(job)
                 environment = stage_environment(offline=job.spec.kind not in USES_NETWORK)
                 running[task.remote(str(job.folder.resolve()), _given(environment))] = job
@@ -168,9 +170,9 @@ def _pass_on_events(job: Job, listener: RunListener) -> None:
             event = {"note": line.decode(errors="replace")}
         progress = event.get("progress")
         if progress is None:
-            listener.event(f"{job.node.name}: {event.get('note', event)}")
+            listener.event(job.node, str(event.get("note", event)))
         elif time.monotonic() >= job.next_line:
-            listener.event(f"{job.node.name}: {progress['done']}/{progress['total']} {progress['unit']}")
+            listener.event(job.node, f"{progress['done']}/{progress['total']} {progress['unit']}")
             job.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
 
