@@ -57,7 +57,7 @@ class JudgedArm(Config):
 
 
 class AskedRow(Config):
-    """See `graph.ask_every_task`."""
+    """See `graph._ask_every_task`."""
 
     model: str
     on: str | None

@@ -113,6 +113,19 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if whole else None
 
 
+def left_off(folder: Path) -> str | None:
+    """Where an unfinished stage would go on: "at step 6", of a search "at step 3 of trial 2" or "after trial 2"; None
+    if it would begin anew."""
+    trials = sorted(path for path in folder.glob("trials/[0-9][0-9][0-9]") if path.is_dir())
+    finished = [trial for trial in trials if trial.with_suffix(".json").exists()]  # as `phases.search` writes them
+    for place in [folder] if not trials else [trial for trial in trials if trial not in finished]:
+        checkpoints = sorted((place / "checkpoints").glob("step-????????"))
+        if checkpoints:
+            step = int(checkpoints[-1].name.removeprefix("step-"))
+            return f"at step {step}" + (f" of trial {int(place.name) + 1}" if trials else "")
+    return f"after trial {len(finished)}" if finished else None
+
+
 def finished_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a stage that must be finished by now."""
     manifest = read_manifest(folder)

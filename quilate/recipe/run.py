@@ -17,7 +17,7 @@ from quilate.recipe.executors.subprocess import ALONE, StageProcesses, Together
 from quilate.recipe.graph import Graph, Node, build_graph
 from quilate.recipe.kinds import stage_kind
 from quilate.recipe.listener import RunListener
-from quilate.recipe.manifest import read_manifest
+from quilate.recipe.manifest import left_off, read_manifest
 from quilate.recipe.schema import Recipe
 from quilate.recipe.spec import StageSpec
 
@@ -83,7 +83,7 @@ def _run_in_turn(
             if _reused(node, out, listener):
                 continue
             folder = node.folder(out)
-            listener.started(node, number, len(nodes), resumed=(folder / "checkpoints").exists())
+            listener.started(node, number, len(nodes), resumed=left_off(folder) is not None)
             started = time.monotonic()
             processes.run(
                 spec_of(node, graph, out, base_folder),
@@ -188,7 +188,7 @@ def _write_plan(graph: Graph, recipe: Recipe, base_folder: Path, out: Path) -> N
 
 @dataclass(frozen=True)
 class StageStatus:
-    """`state` is "done", "interrupted" (with the step of its last checkpoint) or "not run"."""
+    """`state` is "done", "interrupted" (and where it would go on, see `left_off`) or "not run"."""
 
     name: str
     kind: str
@@ -203,14 +203,12 @@ def run_status(out: Path) -> list[StageStatus]:
     for name, stage in run_plan(out)["stages"].items():
         folder = out / stage["folder"]
         manifest = read_manifest(folder)
-        checkpoints = sorted((folder / "checkpoints").glob("step-????????"))
         if manifest is not None:
-            statuses.append(StageStatus(name, stage["kind"], "done", manifest["cost"]["seconds"], folder))
-        elif checkpoints:
-            step = int(checkpoints[-1].name.removeprefix("step-"))
-            statuses.append(StageStatus(name, stage["kind"], f"interrupted at step {step}", None, folder))
+            state, seconds = "done", manifest["cost"]["seconds"]
         else:
-            statuses.append(StageStatus(name, stage["kind"], "not run", None, folder))
+            left, seconds = left_off(folder), None
+            state = "not run" if left is None else f"interrupted {left}"
+        statuses.append(StageStatus(name, stage["kind"], state, seconds, folder))
     return statuses
 
 

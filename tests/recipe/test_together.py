@@ -16,7 +16,7 @@ from quilate.errors import MachineError
 from quilate.files import make_folder, read_json, write_text
 from quilate.recipe.executors.subprocess import Together
 from quilate.recipe.graph import Node
-from quilate.recipe.run import run_recipe
+from quilate.recipe.run import run_recipe, run_status
 from quilate.recipe.schema import Recipe
 from quilate.recipe.worker import run_stage
 
@@ -70,6 +70,8 @@ def test_two_processes_killed_and_one_finishes(
     (killed,) = (tmp_path / "run" / "stages").glob("full-s0-*")
     (checkpoint,) = (killed / "trials" / "001" / "checkpoints").glob("step-*")
     assert checkpoint.name == "step-00000003"
+    states = {status.name: status.state for status in run_status(tmp_path / "run")}
+    assert states["full-s0"] == "interrupted at step 3 of trial 2"
     assert len(list(checkpoint.glob("optimizer-0000?-of-00002.safetensors"))) == 2
     alone = make_folder(tmp_path / "alone")
     copyfile(killed / "config.yaml", alone / "config.yaml")

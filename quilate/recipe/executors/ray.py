@@ -23,6 +23,7 @@ from quilate.files import folder_lock, make_folder
 from quilate.recipe.executors.subprocess import USES_NETWORK, stage_environment, stage_failure
 from quilate.recipe.graph import Node
 from quilate.recipe.listener import RunListener
+from quilate.recipe.manifest import left_off
 from quilate.recipe.spec import StageSpec
 
 MOST_RETRIES = 3  # after as many lost nodes a stage is given up (Ray's own default)
@@ -70,7 +71,7 @@ def run_on_ray(
             for job in [job for job in waiting if done.issuperset(job.node.inputs.values())]:
                 waiting.remove(job)
                 begun += 1
-                listener.started(job.node, begun, len(finished) + len(jobs), resumed=_resumes(job))
+                listener.started(job.node, begun, len(finished) + len(jobs), resumed=left_off(job.folder) is not None)
                 _prepare(job)
                 environment = stage_environment(offline=job.spec.kind not in USES_NETWORK)
                 running[task.remote(str(job.folder.resolve()), _given(environment))] = job
@@ -133,10 +134,6 @@ def _whole_node(ray: Any) -> dict[str, float]:
     if not nodes:
         raise MachineError("the Ray cluster has no node with a CPU", hint="add nodes with `ray start --address`")
     return {"num_cpus": min(n["CPU"] for n in nodes), "num_gpus": min(1, min(n.get("GPU", 0) for n in nodes))}
-
-
-def _resumes(job: Job) -> bool:
-    return (job.folder / "checkpoints").exists()
 
 
 def _prepare(job: Job) -> None:
