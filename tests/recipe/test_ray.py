@@ -59,18 +59,22 @@ class Listening:
         self.begun: list[str] = []
         self.reused: list[str] = []
         self.nodes: dict[str, list[str]] = {}
+        self.running: dict[str, str] = {}  # stage -> node
 
     def started(self, node: Node, number: int, total: int, *, resumed: bool) -> None:
         self.begun.append(node.name)
 
-    def event(self, event: Progress | str) -> None:
-        name, _, rest = str(event).partition(": on node ")
-        if rest:
-            self.nodes.setdefault(name, []).append(rest)
+    def event(self, node: Node, event: Progress | str) -> None:
+        _, said, where = str(event).partition("on node ")
+        if said:
+            assert where not in self.running.values(), f"{node.name} beside another stage"
+            self.nodes.setdefault(node.name, []).append(where)
+            self.running[node.name] = where
 
     def finished(self, node: Node, seconds: float, *, reused: bool) -> None:
         if reused:
             self.reused.append(node.name)
+        self.running.pop(node.name, None)
 
 
 class Place:
@@ -89,7 +93,7 @@ class Place:
         return listener
 
     def stage(self, out: str, name: str) -> Path:
-        return next((self.folder / out / "stages").glob(f"{name}-*"))
+        return next((self.folder / out / "stages").glob(f"{name}-{'?' * 10}"))  # not its evaluation
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +109,13 @@ def place(tmp_path_factory: pytest.TempPathFactory, llama_directory: Path) -> Pl
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head that computes nothing and two nodes of one CPU; `fill` brings lost ones back."""
+    """A head that computes nothing, a node of one CPU and one of two, on which Ray itself would put two stages."""
     from ray.cluster_utils import Cluster
 
     settings = {"worker_niceness": 0}  # 15 otherwise: beside other work the tests would take for ever
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": settings})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
+    for cpus in (1, 2):
+        cluster.add_node(num_cpus=cpus)
     cluster.wait_for_nodes()
     yield cluster
     ray.shutdown()

@@ -1,7 +1,7 @@
 """Run a recipe's stages on the nodes of a Ray cluster: every stage as on one machine, several at a time.
 
 The run's folder must be on a file system that all nodes see. A stage is a Ray task that starts the same worker process;
-a task whose node is lost is started again by Ray on another node, and the stage goes on from its last checkpoint.
+one whose node is lost is started again on another, and goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -9,38 +9,45 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quilate.engine.interrupts import StopRequest
-from quilate.errors import Interrupted, MachineError
+from quilate.engine.runlog import Progress
+from quilate.errors import Interrupted, MachineError, QuilateError
 from quilate.files import folder_lock, make_folder
-from quilate.recipe.executors.subprocess import USES_NETWORK, stage_environment, stage_failure
+from quilate.recipe.executors.subprocess import USES_NETWORK, event_of, stage_environment, stage_failure
 from quilate.recipe.graph import Node
 from quilate.recipe.listener import RunListener
 from quilate.recipe.manifest import left_off
 from quilate.recipe.spec import StageSpec
 
-MOST_RETRIES = 3  # after as many lost nodes a stage is given up (Ray's own default)
+MOST_RETRIES = 3  # after as many lost nodes a stage is given up (as in Ray itself)
 POLL_SECONDS = 0.5
-SECONDS_BETWEEN_LINES = 10.0  # of progress, for each stage
 
 
 @dataclass
 class Job:
-    """A stage to run. `read` is how much of its events was passed on."""
+    """A stage to run.
+
+    Attributes:
+        read: how much of its events was passed on.
+        begun: when it began on its node; until that is known, when it was sent there.
+        losses: how many nodes it has lost.
+    """
 
     node: Node
     spec: StageSpec
     folder: Path
     read: int = 0
-    started: float = field(default_factory=time.monotonic)
-    next_line: float = 0.0
+    begun: float = 0.0
+    losses: int = 0
 
 
 def run_on_ray(
@@ -48,7 +55,8 @@ def run_on_ray(
 ) -> None:
     """Bring every stage to its end, each as soon as what it stands on is there and a node is free.
 
-    A stage takes a node's CPUs (and one GPU, where there are any), so that no stage disturbs another's times.
+    A stage has a node to itself, with all its CPUs and GPUs, so that no stage disturbs another's times. Large nodes are
+    taken first; where some have GPUs the others compute nothing.
 
     Args:
         finished: names of the stages that need not run.
@@ -56,51 +64,150 @@ def run_on_ray(
 
     Raises:
         QuilateError: what a stage raised; those that run beside it are stopped, saved.
-        MachineError: Ray is missing or cannot be reached; a stage lost its node again and again.
+        MachineError: Ray is missing or cannot be reached; a stage lost its node again and again; a node does not see
+            the run's folder.
         Interrupted: a stop was requested; the stages have saved.
     """
-    ray = _connected(address)
-    task = ray.remote(max_retries=MOST_RETRIES, **_whole_node(ray))(run_stage)
-    waiting, done = list(jobs), set(finished)
+    cluster = _Cluster(_connected(address))
+    waiting, done, total = list(jobs), set(finished), len(finished) + len(jobs)
     running: dict[Any, Job] = {}
-    begun = len(finished)
+    begun, told = len(finished), False
     try:
         while waiting or running:
             if stop:
                 raise Interrupted(f"stopped by {stop.signal}", hint="run the same command again to continue")
-            for job in [job for job in waiting if done.issuperset(job.node.inputs.values())]:
+            ready = [job for job in waiting if done.issuperset(job.node.inputs.values())]
+            for job, machine in zip(ready, cluster.free(), strict=False):  # the rest waits, of either
                 waiting.remove(job)
-                begun += 1
-                listener.started(job.node, begun, len(finished) + len(jobs), resumed=left_off(job.folder) is not None)
+                if job.losses == 0:
+                    begun, job.begun = begun + 1, time.monotonic()
+                    listener.started(job.node, begun, total, resumed=left_off(job.folder) is not None)
                 _prepare(job)
-                environment = stage_environment(offline=job.spec.kind not in USES_NETWORK)
-                running[task.remote(str(job.folder.resolve()), _given(environment))] = job
-            ended, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+                running[cluster.start(job, machine)] = job
+            if not running and not told:
+                listener.event(ready[0].node, "the cluster has no node left: waiting for one")
+            told = not running
+            ended = cluster.wait(list(running))
             for job in running.values():
                 _pass_on_events(job, listener)
             for reference in ended:
                 job = running.pop(reference)
-                _check(ray, reference, job)
-                done.add(job.node.name)
-                listener.finished(job.node, time.monotonic() - job.started, reused=False)
+                if cluster.finished(reference, job):
+                    done.add(job.node.name)
+                    listener.finished(job.node, time.monotonic() - job.begun, reused=False)
+                else:
+                    waiting.insert(0, job)
+                    listener.event(job.node, "lost with its node; it goes on from its last checkpoint")
     finally:
-        for reference in running:
-            ray.cancel(reference)  # its stage saves and leaves
-        if running:
-            ray.wait(list(running), num_returns=len(running))
+        cluster.cancel(list(running))
 
 
-def run_stage(folder: str, environment: dict[str, str]) -> int:
-    """In a Ray task: the stage's process, its events into a file of its folder; returns its exit code."""
-    import ray
+@dataclass(frozen=True)
+class _Machine:
+    """A node of the cluster, and what it has."""
 
+    id: str
+    gpus: float
+    cpus: float
+
+
+class _Cluster:
+    """The nodes that compute, each for one stage at a time: Ray itself would put several on a large one."""
+
+    def __init__(self, ray: Any) -> None:
+        self.ray = ray
+        self._task = ray.remote(max_retries=0)(run_stage)
+        self._busy: dict[Any, _Machine] = {}
+        self._lost: set[str] = set()  # Ray may list a node as alive for a while after it lost it
+        self._with_gpu = False
+        if not self.free():
+            raise MachineError("the Ray cluster has no node with a CPU", hint="add nodes with `ray start --address`")
+
+    def free(self) -> list[_Machine]:
+        """The nodes on which no stage runs, the largest first."""
+        have = {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
+        machines = [_Machine(name, own.get("GPU", 0), own.get("CPU", 0)) for name, own in have.items()]
+        machines = [machine for machine in machines if machine.cpus >= 1]
+        self._with_gpu |= any(machine.gpus for machine in machines)
+        busy = {machine.id for machine in self._busy.values()} | self._lost
+        free = [m for m in machines if m.id not in busy and (m.gpus or not self._with_gpu)]
+        return sorted(free, key=lambda machine: (machine.gpus, machine.cpus), reverse=True)
+
+    def start(self, job: Job, machine: _Machine) -> Any:
+        """Start a stage that is prepared on a free node; returns Ray's reference to its exit code."""
+        there = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(machine.id, soft=False)
+        task = self._task.options(num_cpus=machine.cpus, num_gpus=machine.gpus, scheduling_strategy=there)
+        environment = stage_environment(offline=job.spec.kind not in USES_NETWORK)
+        reference = task.remote(str(job.folder.resolve()), machine.id, _given(environment))
+        self._busy[reference] = machine
+        return reference
+
+    def wait(self, references: list[Any]) -> list[Any]:
+        """Those that have ended, after a moment at most."""
+        if references:
+            return list(self.ray.wait(references, timeout=POLL_SECONDS)[0])
+        time.sleep(POLL_SECONDS)
+        return []
+
+    def finished(self, reference: Any, job: Job) -> bool:
+        """Whether the stage is finished, which has ended; otherwise it lost its node and is to be started again.
+
+        Raises:
+            QuilateError: what it raised.
+            MachineError: it could not be run there, or has lost too many nodes.
+        """
+        machine, errors = self._busy.pop(reference), self.ray.exceptions
+        try:
+            code = self.ray.get(reference)
+        except errors.RayTaskError as error:  # the one RayError that is our own code's
+            cause = error.cause
+            if isinstance(cause, QuilateError):
+                raise type(cause)(f"stage {job.node.name}: {cause.message}", hint=cause.hint) from error
+            raise MachineError(
+                f"stage {job.node.name} could not be run on node {machine.id}: {type(cause).__name__}: {cause}",
+                hint="the same quilate must be installed on all nodes",
+            ) from error
+        except errors.RayError as error:
+            job.losses += 1
+            if isinstance(error, errors.NodeDiedError | errors.TaskUnschedulableError):
+                self._lost.add(machine.id)
+            if job.losses > MOST_RETRIES:
+                log = job.folder / "log.txt"
+                raise MachineError(
+                    f"stage {job.node.name} was lost with its node {job.losses} times, last by {type(error).__name__}",
+                    hint=f"run the same command again to continue from its last checkpoint; its log is {log}",
+                ) from error
+            return False
+        if code != 0:
+            raise stage_failure(code, job.node.name, job.folder)
+        return True
+
+    def cancel(self, references: list[Any]) -> None:
+        """Let the stages save and leave."""
+        for reference in references:
+            self.ray.cancel(reference)
+        if references:
+            self.ray.wait(references, num_returns=len(references))
+
+
+def run_stage(folder: str, node: str, environment: dict[str, str]) -> int:
+    """In a Ray task on `node`: the stage's process, its events into a file of its folder; returns its exit code.
+
+    Raises:
+        MachineError: the folder is another one here, or a process works in it.
+    """
     path = Path(folder)
+    if not (path / "config.yaml").exists():
+        raise MachineError(
+            f"node {node} ({socket.gethostname()}) does not see {path / 'config.yaml'}",
+            hint="--out must lie on a file system that all nodes see",
+        )
     with (
         folder_lock(path),
         (path / "events.jsonl").open("a", encoding="utf-8") as events,
         (path / "log.txt").open("a", encoding="utf-8") as log,
     ):
-        events.write(json.dumps({"note": f"on node {ray.get_runtime_context().get_node_id()}"}) + "\n")
+        events.write(json.dumps({"note": f"on node {node}"}) + "\n")
         events.flush()
         process = subprocess.Popen(
             [sys.executable, "-m", "quilate.recipe.worker", folder],
@@ -116,6 +223,7 @@ def run_stage(folder: str, environment: dict[str, str]) -> int:
 def _connected(address: str) -> Any:
     try:
         import ray
+        import ray.util.scheduling_strategies
     except ImportError as error:
         raise MachineError("ray is not installed", hint="pip install 'quilate[ray]'") from error
     if not ray.is_initialized():
@@ -128,20 +236,12 @@ def _connected(address: str) -> Any:
     return ray
 
 
-def _whole_node(ray: Any) -> dict[str, float]:
-    """What the smallest node that computes has."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-    if not nodes:
-        raise MachineError("the Ray cluster has no node with a CPU", hint="add nodes with `ray start --address`")
-    return {"num_cpus": min(n["CPU"] for n in nodes), "num_gpus": min(1, min(n.get("GPU", 0) for n in nodes))}
-
-
 def _prepare(job: Job) -> None:
     make_folder(job.folder)
     job.spec.write(job.folder)
     for name in ("error.json", "events.jsonl"):
         (job.folder / name).unlink(missing_ok=True)
-    job.started = time.monotonic()
+    job.read = 0
 
 
 def _given(environment: dict[str, str]) -> dict[str, str]:
@@ -152,34 +252,17 @@ def _given(environment: dict[str, str]) -> dict[str, str]:
 
 
 def _pass_on_events(job: Job, listener: RunListener) -> None:
-    """What the stage has said since the last time; its progress now and then."""
+    """What the stage has said since the last time; the first it says is that it has begun."""
     path = job.folder / "events.jsonl"
     if not path.exists():
         return
     with path.open("rb") as file:
         file.seek(job.read)
-        lines = file.read().split(b"\n")
-    job.read += sum(len(line) + 1 for line in lines[:-1])  # what follows the last line end is not whole yet
-    for line in lines[:-1]:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            event = {"note": line.decode(errors="replace")}
-        progress = event.get("progress")
-        if progress is None:
-            listener.event(job.node, str(event.get("note", event)))
-        elif time.monotonic() >= job.next_line:
-            listener.event(job.node, f"{progress['done']}/{progress['total']} {progress['unit']}")
-            job.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-
-
-def _check(ray: Any, reference: Any, job: Job) -> None:
-    try:
-        code = ray.get(reference)
-    except ray.exceptions.RayError as error:
-        raise MachineError(
-            f"stage {job.node.name} was lost with its node: {type(error).__name__}",
-            hint=f"run the same command again to continue from its last checkpoint; see {job.folder / 'log.txt'}",
-        ) from error
-    if code != 0:
-        raise stage_failure(code, job.node.name, job.folder)
+        lines = file.read().split(b"\n")[:-1]  # what follows the last line end is not whole yet
+    if lines and job.read == job.losses == 0:
+        job.begun = time.monotonic()
+    job.read += sum(len(line) + 1 for line in lines)
+    for line in lines:
+        event = event_of(line.decode(errors="replace"))
+        if isinstance(event, Progress | str):
+            listener.event(job.node, event)

@@ -154,7 +154,7 @@ class _Lines:
                 continue
             if line is None:
                 return self._process.wait()
-            event = _event(line)
+            event = event_of(line)
             if isinstance(event, Began):
                 stage = stage if launches else event.process
             elif isinstance(event, Ended):
@@ -226,7 +226,8 @@ def has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists()
 
 
-def _event(line: str) -> Progress | Began | Ended | str:
+def event_of(line: str) -> Progress | Began | Ended | str:
+    """A line that a stage's process has written."""
     try:
         event: dict[str, Any] = json.loads(line)
         if "began" in event:
