@@ -79,7 +79,8 @@ def test_anchors_are_those_of_github() -> None:
 def test_every_link_of_the_recipes_page_goes_to_the_table_it_means() -> None:
     page = generator.PAGE.read_text(encoding="utf-8")
     lines, anchor_of, anchor = page.splitlines(), dict(generator.anchors(page)), ""
-    section_of, rows = {}, {}
+    section_of: dict[str, str] = {}
+    rows: dict[str, dict[str, str]] = {}
     for number, line in enumerate(lines):
         anchor = anchor_of.get(number, anchor)
         if marker := re.fullmatch(r"<!-- keys: (\w+) -->", line):
