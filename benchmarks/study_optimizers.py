@@ -34,7 +34,7 @@ each optimizer, at the compute of AdamW's 2M: curvature estimates and orthogonal
 recipe explains. Each optimizer sweeps its own learning rates with the first seed; the best on the held-out text of
 `{CHOOSE_ON}` is trained with two more seeds and compared on that of `{COMPARE_ON}`. All losses are bits per byte at the
 end of the schedule; lower is better. Nothing is compared before an optimizer's whole sweep is there; a mean of fewer
-seeds than were planned says so.
+seeds than were planned says so. Times were taken beside other work and compare nothing.
 """
 
 Cell = Mapping[str, Any]
@@ -101,10 +101,13 @@ def draw(recipe: Recipe, cells: Sequence[Cell], path: Path) -> None:
         names[-1] = f"{optimizer}\n{losses.of}"
         right.plot([place] * len(losses.known), losses.known, "o", color=f"C{place}")
         right.plot([place - 0.2, place + 0.2], [losses.mean] * 2, color=f"C{place}")
-    left.set(xscale="log", xlabel="learning rate", ylabel="bits per byte", title=f"Sweeps on {CHOOSE_ON}, first seed")
-    left.legend(frameon=False)
-    right.set(title=f"Best rates on {COMPARE_ON}, each seed and the mean", xticks=range(len(DEFAULTS)))
+    left.set(xscale="log", xlabel="learning rate", ylabel="bits per byte", title=f"{CHOOSE_ON}: first seed's sweeps")
+    ticks = [1.25e-4 * 2**power for power in range(7)]
+    left.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+    left.minorticks_off()
+    right.set(title=f"{COMPARE_ON}: best rates, seeds and mean", xticks=range(len(DEFAULTS)))
     right.set_xticklabels(names)
+    figure.legend(loc="outside lower center", ncols=len(DEFAULTS), frameon=False)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
