@@ -152,8 +152,9 @@ def _copy_results(nodes: Iterable[Node], out: Path) -> None:
 def _refuse_code(nodes: Sequence[Node]) -> None:
     """A recipe is data, whoever wrote it; what it can make this machine do must not grow with a key in it."""
     for node in nodes:
-        for source in (node.config.get("rewards") or node.config.get("judges") or {}).values():
-            if source["kind"] == "function":
+        sources = [*(node.config.get("rewards") or {}).values(), *(node.config.get("judges") or {}).values()]
+        for source in sources:  # what compares policies has its judges' names alone
+            if isinstance(source, dict) and source["kind"] == "function":
                 raise GateError(
                     f"stage '{node.name}' would run Python code, {source['path']}",
                     hint="read the file; if you trust it, give --allow-code",

@@ -6,9 +6,11 @@ The stages run in this process: a line then costs a second and not ten.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.partition("--label servicio ")[2])
 def test_the_line_runs(place: Path, llama_directory: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
+    if "quantize=" in line and find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed, which holds weights in few bits")
     out = place / "runs" / str(LINES.index(line))
     words = [*shlex.split(line)[1:], *SMALL, "--base", str(llama_directory), "--out", str(out)]
     if "lora.rank=64" in line:
@@ -48,7 +52,8 @@ def test_the_line_runs(place: Path, llama_directory: Path, capsys: pytest.Captur
     assert (result["items"], result["seeds"]) == (12, 1)
     manifest = json.loads((Path(result["stage"]) / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["cost"]["trainable_parameters"] > 0
-    tried = 4 if "search=" in line else 3 if "--trials" in line else 0
+    values = re.findall(r"\[(.*?)\]", line) if "search=" in line else []
+    tried = math.prod(len(listed.split(",")) for listed in values) if values else 3 if "--trials" in line else 0
     assert len(manifest["facts"].get("tried", [])) == tried
 
 

@@ -117,7 +117,7 @@ MUTATIONS = [
              'if state["batches"] != self.batches.fingerprint or state["total_steps"] != len(self.batches):',
              "if False:", f"{FIT} -k other_data"),
     Mutation("16", "what earlier stages left is compared with its digests", "quilate/recipe/worker.py",
-             "        check_outputs(source)\n", "        pass\n", f"{PHASES} -k one_bit"),
+             "        check_outputs(Path(source))\n", "        pass\n", f"{PHASES} -k one_bit"),
     Mutation("16", "a tokenizer is part of a model's identity", "quilate/models/source.py",
              '(".safetensors", ".json", ".jinja", ".model", ".txt")', '(".safetensors",)',
              "tests/faults/test_altered_inputs.py"),
