@@ -253,7 +253,8 @@ def test_page_says_what_was_measured_and_what_was_not_run(tmp_path: Path) -> Non
     text = page.render(tmp_path)
     assert text.count("\nNot run.\n") == len(page.SECTIONS) - 1
     for expected in ("**5.00 times better** than otro (año): 100 against 20 tokens/s; one round.",
-                     "| año | otro | 20 | 20 to 20 |", "42% (quilate, año)", "todo igual", "needs 9 GB", "lora.svg"):  # fmt: skip
+                     "| año | otro | 20 | 20 to 20 |", "42% (quilate, año)", "todo igual", "needs 9 GB",
+                     "lora.svg"):  # fmt: skip
         assert expected in text
     worse = result(headline={"case": "año", "against": "otro", "ratio": 0.5, "rounds": 2}, ours=10.0)
     assert "**2.00 times worse** than otro" in page.section(worse, tmp_path)
