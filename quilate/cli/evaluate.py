@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from quilate.data.tables import Table
+    from quilate.tasks.classification import ClassificationTask
+    from quilate.tasks.labels import Item
 
 
 def evaluate(run: Path, data: Path, *, arm: str | None = None, strict: bool = False, json: bool = False) -> None:
@@ -30,34 +36,14 @@ def evaluate(run: Path, data: Path, *, arm: str | None = None, strict: bool = Fa
 
     from quilate.cli.arms import choose_arm, classification_of
     from quilate.cli.display import result_console
-    from quilate.data.tables import SourceConfig, read_table
-    from quilate.errors import DataError, GateError
+    from quilate.errors import GateError
     from quilate.evaluation import metrics
     from quilate.evaluation.statistics import bootstrap
-    from quilate.tasks.classification import render_texts
-    from quilate.tasks.labels import Item, cell_text
     from quilate.tasks.leaks import find_leaks
 
     task = classification_of(run, verb="evaluate")
     chosen = choose_arm(run, arm)
-    table = read_table(SourceConfig(path=str(data.resolve())), base=Path(), strict=strict)
-    texts = render_texts(task.config, table.rows)
-    gold_labels = [cell_text(row.get(table.require(task.config.label))) for row in table.rows]
-    unknown = sorted(set(gold_labels) - set(task.labels) - {""})
-    if unknown:
-        raise DataError(
-            f"{data}: labels the arm was not trained for: {', '.join(unknown[:5])}",
-            hint=f"its labels: {', '.join(task.labels)}",
-        )
-    kept = [i for i, text in enumerate(texts) if text.strip() and gold_labels[i]]
-    if not kept:
-        raise DataError(f"{data} has no row with both a text and a label")
-    groups = task.config.group if task.config.group in table.columns else None
-    names = [f"{data.name}:{i}" for i in range(len(texts))]  # as `prepare` names rows: no training row has these
-    group_of = (
-        names if groups is None else [cell_text(r.get(groups)) or n for r, n in zip(table.rows, names, strict=True)]
-    )
-    items = [Item(names[i], texts[i], gold_labels[i], group_of[i]) for i in kept]
+    items, table, groups = _labelled(task, data, strict=strict)
     leaks = find_leaks(task.train, items)
     if leaks.items and not task.config.allow_leak:
         raise GateError(
@@ -103,3 +89,34 @@ def evaluate(run: Path, data: Path, *, arm: str | None = None, strict: bool = Fa
         f"{result['left_out']} rows without text or label left out, {scored.truncated} cut to fit the model, "
         f"{result['rejected_records']} broken records left out"
     )
+
+
+def _labelled(task: ClassificationTask, data: Path, *, strict: bool) -> tuple[list[Item], Table, str | None]:
+    """The rows with a text and a label, the whole table, and the column that groups them, where the file has it.
+
+    Raises:
+        DataError: there is none, or a label that the task does not have.
+    """
+    from quilate.data.tables import SourceConfig, read_table
+    from quilate.errors import DataError
+    from quilate.tasks.classification import render_texts
+    from quilate.tasks.labels import Item, cell_text
+
+    table = read_table(SourceConfig(path=str(data.resolve())), base=Path(), strict=strict)
+    texts = render_texts(task.config, table.rows)
+    gold_labels = [cell_text(row.get(table.require(task.config.label))) for row in table.rows]
+    unknown = sorted(set(gold_labels) - set(task.labels) - {""})
+    if unknown:
+        raise DataError(
+            f"{data}: labels the arm was not trained for: {', '.join(unknown[:5])}",
+            hint=f"its labels: {', '.join(task.labels)}",
+        )
+    kept = [i for i, text in enumerate(texts) if text.strip() and gold_labels[i]]
+    if not kept:
+        raise DataError(f"{data} has no row with both a text and a label")
+    groups = task.config.group if task.config.group in table.columns else None
+    names = [f"{data.name}:{i}" for i in range(len(texts))]  # as `prepare` names rows: no training row has these
+    group_of = (
+        names if groups is None else [cell_text(r.get(groups)) or n for r, n in zip(table.rows, names, strict=True)]
+    )
+    return [Item(names[i], texts[i], gold_labels[i], group_of[i]) for i in kept], table, groups
