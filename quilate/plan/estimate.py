@@ -130,7 +130,7 @@ def _with_rates(estimate: Estimate, workload: Workload, note: Callable[[str], No
     took = workload.other + longest(rate.loading for rate in rates)
     took += longest(rate.saving for rate in rates) * workload.saves
     for part, rate in zip(workload.parts, rates, strict=True):
-        took += rate.token * part.tokens
+        took += rate.token * part.tokens + rate.warming
     return replace(
         estimate, seconds=took.seconds, cpu_seconds=took.cpu_seconds, load=max(rate.load for rate in rates),
         memory_bytes=max(rate.peak_bytes for rate in rates),

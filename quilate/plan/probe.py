@@ -21,7 +21,10 @@ from quilate.files import cache_folder, digest, read_json, sha256_of_file, write
 from quilate.plan.took import Took
 from quilate.recipe.meter import peak_bytes
 
-VERSION = 4  # counted up when a probe would measure something else
+VERSION = 5  # counted up when a probe would measure something else
+
+LEAST_TIMED_STEPS = 4
+ENOUGH_SECONDS = 10.0  # of steps; small models run many, for a process grows with its first hundred steps (guess)
 
 Activity = Literal["train", "loss", "encode", "score"]
 
@@ -35,8 +38,9 @@ class ProbeSpec:
         tuning: how it is made trainable, or what adapter it is asked with: {"method": "lora", "lora": {...}}.
         activity: `train` runs optimizer steps; `loss`, `encode` and `score` are forward passes, as for measuring text,
             for the features of a head, and for scoring labels.
-        steps: of `train`: for each step its micro-batches, each a list of documents (tokens, supervised tokens). Of the
-            others: one list of batches of documents.
+        steps: of `train`: for each step its micro-batches, each a list of documents (tokens, supervised tokens); the
+            largest first, and as many of the others as run in `ENOUGH_SECONDS`, but `LEAST_TIMED_STEPS`. Of the other
+            activities: one list of batches of documents.
         prefix, labels: of `score`: the tokens that all prompts share, and those of each label.
         recomputes: of `train`: whether activations are computed again for the gradient.
     """
@@ -59,10 +63,12 @@ class ProbeSpec:
 
 @dataclass(frozen=True)
 class Rate:
-    """What a token takes, and once the loading and saving of the model; `peak_bytes` of the whole process; `load` is
-    the machine's load average when it began, which disturbs it where it is not near zero."""
+    """What a token takes, and once: what the first step or pass takes beyond that (`warming`), the loading and the
+    saving of the model. `peak_bytes` is of the whole process; `load` is the machine's load average when it began, which
+    disturbs it where it is not near zero."""
 
     token: Took
+    warming: Took
     loading: Took
     saving: Took
     peak_bytes: int
@@ -73,7 +79,7 @@ class Rate:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Rate:
         """Inverse of `asdict`."""
-        return cls(**value | {name: Took(**value[name]) for name in ("token", "loading", "saving")})
+        return cls(**value | {name: Took(**value[name]) for name in ("token", "warming", "loading", "saving")})
 
 
 def measured(spec: ProbeSpec, environment: dict[str, str], *, note: Callable[[str], None] = lambda _: None) -> Rate:
@@ -148,7 +154,7 @@ class _Probe:
 
         spec, saving = self.spec, Took()
         activities = {"train": self._train, "loss": self._loss, "encode": self._encode, "score": self._score}
-        tokens, took = activities[spec.activity]()
+        tokens, took, warming = activities[spec.activity]()
         if spec.activity == "train":
             started = Took.so_far()
             with tempfile.TemporaryDirectory() as place:
@@ -158,10 +164,10 @@ class _Probe:
             saving = Took.so_far() - started
         parameters = sum(p.numel() for p in self.model.parameters())
         trainable = trainable_parameters(self.model)
-        return Rate(took * (1 / tokens), self.loading, saving, peak_bytes(), parameters, trainable, load)
+        return Rate(took * (1 / tokens), warming, self.loading, saving, peak_bytes(), parameters, trainable, load)
 
-    def _train(self) -> tuple[int, Took]:
-        """Tokens and time of all steps but the first, which warms up; it should be the largest."""
+    def _train(self) -> tuple[int, Took, Took]:
+        """Tokens and time of all steps but the first, which warms up, and what that took beyond its tokens."""
         from quilate.engine.language_modelling import LanguageModellingLoss
         from quilate.engine.loop import curvature_step, optimizer_step
         from quilate.models.load import recompute_activations
@@ -177,8 +183,10 @@ class _Probe:
         if self.spec.recomputes:
             recompute_activations(self.model)
         self.model.train()
-        tokens, total = 0, Took()
+        tokens, total, first, warmed = 0, Took(), Took(), 0
         for number, step in enumerate(self.spec.steps):
+            if number > LEAST_TIMED_STEPS and (first + total).seconds > ENOUGH_SECONDS:
+                break
             batches = [self._packed(batch) for batch in step]
             started = Took.so_far()
             optimizer_step(batches, loss, optimizer, learning_rate=1e-6, clip_norm=1.0)
@@ -187,11 +195,16 @@ class _Probe:
                 started = Took.so_far()
                 curvature_step(batches, probed, optimizer)
                 took += (Took.so_far() - started) * (1 / optimizer.every)
-            if number > 0 or len(self.spec.steps) == 1:
-                tokens, total = tokens + sum(b.tokens for b in batches), total + took
-        return tokens, total
+            of_step = sum(b.tokens for b in batches)
+            if number == 0:
+                first, warmed = took, of_step
+            else:
+                tokens, total = tokens + of_step, total + took
+        if tokens == 0:
+            return warmed, first, Took()
+        return tokens, total, first.beyond(total * (warmed / tokens))
 
-    def _loss(self) -> tuple[int, Took]:
+    def _loss(self) -> tuple[int, Took, Took]:
         import torch
 
         from quilate.engine.language_modelling import LanguageModellingLoss
@@ -200,7 +213,7 @@ class _Probe:
         with torch.no_grad():
             return self._timed([self._packed(batch) for batch in self.spec.steps[0]], lambda batch: float(loss(batch)))
 
-    def _encode(self) -> tuple[int, Took]:
+    def _encode(self) -> tuple[int, Took, Took]:
         import torch
 
         from quilate.models.encoder import DocumentEncoder
@@ -211,15 +224,17 @@ class _Probe:
             return self._timed(batches, lambda b: encoder(b.input_ids, b.position_ids, b.lengths))
 
     @staticmethod
-    def _timed(batches: Sequence[Any], work: Callable[[Any], Any]) -> tuple[int, Took]:
-        for batch in batches:  # the first time memory is new, which of many batches none would see
-            work(batch)
-        started = Took.so_far()
-        for batch in batches:
-            work(batch)
-        return sum(batch.tokens for batch in batches), Took.so_far() - started
+    def _timed(batches: Sequence[Any], work: Callable[[Any], Any]) -> tuple[int, Took, Took]:
+        """Tokens and time of the second pass: in the first memory is new, which of many batches few would see."""
+        passes = []
+        for _ in range(2):
+            started = Took.so_far()
+            for batch in batches:
+                work(batch)
+            passes.append(Took.so_far() - started)
+        return sum(batch.tokens for batch in batches), passes[1], passes[0].beyond(passes[1])
 
-    def _score(self) -> tuple[int, Took]:
+    def _score(self) -> tuple[int, Took, Took]:
         import numpy as np
 
         from quilate.inference.likelihood import score_tokens
@@ -229,18 +244,16 @@ class _Probe:
         own = [length for batch in self.spec.steps[0] for length, _ in batch]
         prompts = [prefix + rng.integers(self._vocabulary, size=length).tolist() for length in own]
         labels = self.spec.labels or []
-        score_tokens(self.model, prompts, labels)  # the first time memory is new, which of many batches none would see
-        started = Took.so_far()
-        found = score_tokens(self.model, prompts, labels)
-        took = Took.so_far() - started
+        passes = []
+        for asked in (prompts, prompts, prompts[-2:]):
+            started = Took.so_far()
+            tokens = score_tokens(self.model, asked, labels).tokens
+            passes.append((tokens, Took.so_far() - started))
+        (_, first), (tokens, took), (of_two, two) = passes
         if len(prompts) <= 2:
-            return found.tokens, took
-        # What the prompts share is read once, however many they are: with two of them it counts as loading.
-        started = Took.so_far()
-        two = score_tokens(self.model, prompts[-2:], labels)
-        once = Took.so_far() - started
-        self.loading += once
-        return found.tokens - two.tokens, took - once
+            return tokens, took, first.beyond(took)
+        # What the prompts share is read once, however many they are: with two of them it counts as warming up.
+        return tokens - of_two, took - two, two + first.beyond(took)
 
     @property
     def _vocabulary(self) -> int:

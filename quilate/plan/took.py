@@ -26,6 +26,11 @@ class Took:
     def __sub__(self, other: Took) -> Took:
         return Took(self.seconds - other.seconds, self.cpu_seconds - other.cpu_seconds)
 
+    def beyond(self, other: Took) -> Took:
+        """What this takes longer than another, never less than nothing."""
+        more = self - other
+        return Took(max(0.0, more.seconds), max(0.0, more.cpu_seconds))
+
     def __mul__(self, factor: float) -> Took:
         return Took(self.seconds * factor, self.cpu_seconds * factor)
 

@@ -55,7 +55,7 @@ NOT_KNOWN = {
 }
 SAMPLE_BYTES = 300_000  # of each corpus, tokenized to know how long its documents are (guess)
 MASKED_SHARE = 0.15  # Devlin et al. 2019
-PROBED_STEPS = 5  # the largest, which warms up, and four that are timed (guess)
+PROBED_STEPS = 200  # at most; a probe stops before where they take long (guess)
 PROBED_BATCHES = 8  # of a forward pass: those of three differed by half from the mean of all on the demo
 
 
@@ -463,8 +463,11 @@ def _documents(batch: PackedBatch) -> Documents:
 
 
 def _largest_first(steps: list[list[Documents]]) -> list[list[Documents]]:
-    """The step with the largest micro-batch warms up, so that the probe's peak of memory is the stage's."""
-    return sorted(steps, key=lambda step: -max(sum(length for length, _ in batch) for batch in step))
+    """The step with the largest micro-batch warms up, so that the probe's peak of memory is the stage's; the others
+    come in no order, for the probe may stop before the last of them."""
+    largest = max(range(len(steps)), key=lambda i: max(sum(length for length, _ in batch) for batch in steps[i]))
+    mixed = np.random.default_rng(0).permutation(len(steps)).tolist()
+    return [steps[largest], *(steps[i] for i in mixed if i != largest)]
 
 
 def _probed(sizes: Sequence[int]) -> list[int]:
