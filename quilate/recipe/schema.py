@@ -112,8 +112,8 @@ def misfit(kind: str, arm: ArmConfig) -> str | None:
             return f"`{_for_classes_only(arm)[0]}` goes with classification only, as it is set here"
         case FinetuneConfig() if arm.method in NOT_TUNED_BY.get(kind, ()):
             return f"`method: {arm.method}` does not solve {kind}: use `full`, `lora`, `adapter` or `last_layers`"
-        case FinetuneConfig() if kind in ("extraction", "multi_label") and arm.quantize is not None:
-            return "`quantize` is for models that write their answers"
+        case FinetuneConfig(quantize=str()) if kind in ("extraction", "multi_label") and arm.answer != "records":
+            return "`quantize` is for models that write their answers: for extraction with `answer: records`"
         case FinetuneConfig(method="head") if kind in ("classification", "multi_label") and arm.lr is not None:
             return "`lr` does not go with `method: head`: its classifier has a solver that needs none"
         case FinetuneConfig(method="head") if kind == "extraction" and arm.head is not None:

@@ -188,11 +188,16 @@ SPANS = {"kind": "extraction", "spans": "e"}
         ({"kind": "finetune", "method": "head"}, CHOICE, "does not solve multiple_choice"),
         ({"kind": "finetune", "method": "head", "lr": 1e-3}, {"label": "l"}, "`lr` does not go"),
         ({"kind": "finetune", "method": "head", "head": {}}, SPANS, "for whole texts"),
+        ({"kind": "finetune", "method": "lora", "quantize": "nf4"}, SPANS, "write their answers: for extraction with"),
     ],
 )
 def test_an_arm_that_cannot_solve_the_task_is_refused(arm: dict[str, Any], task: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         recipe(arm, task)
+
+
+def test_a_quantized_base_may_write_records() -> None:
+    recipe({"kind": "finetune", "method": "lora", "quantize": "nf4", "answer": "records"}, SPANS)
 
 
 def test_a_task_without_a_kind_is_classification_and_errors_name_no_kind() -> None:

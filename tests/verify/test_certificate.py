@@ -224,6 +224,17 @@ def test_a_resume_that_forgets_something_is_found(
     assert "model/adapter_model.safetensors" in found.reason
 
 
+def test_of_a_search_that_is_planned_the_first_trial_is_examined(
+    tmp_path: Path, llama_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sources(tmp_path)
+    wanted = recipe(llama_directory, conversations={}, stages={}, arms={"few": FEW | {"search": {"lr": [1e-3, 1e-2]}}})
+    run = made(tmp_path, wanted, ["task", "base"])
+    _, value = certificate(run, "few", capsys)
+    compared = {check["name"]: check["compared"] for check in value["checks"]}
+    assert "the first of 2 trials (lr 0.001)" in compared["token counts"]
+
+
 def test_an_accumulation_that_keeps_only_the_last_part_is_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = AdamW.accumulate
 
