@@ -17,6 +17,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
 )
 
 from quilate.data.packing import Example
@@ -116,6 +118,16 @@ def tiny_falcon(seed: int = 0, *, vocab_size: int = 384, alibi: bool = False) ->
         eos_token_id=0,
     )
     return FalconForCausalLM(config).eval()
+
+
+def tiny_roberta() -> RobertaForMaskedLM:
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=384, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=CONTEXT + 2, type_vocab_size=1, pad_token_id=1, initializer_range=0.2,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return RobertaForMaskedLM(config).eval()
 
 
 ARCHITECTURES = {

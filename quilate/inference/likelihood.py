@@ -25,6 +25,7 @@ from quilate.inference.prefix import Prefix
 from quilate.inference.scores import LabelScores, Normalization
 from quilate.models.heads import divide
 from quilate.models.load import context_length
+from quilate.models.precision import filled_rows
 from quilate.models.tree_attention import TreeLayout, tree_attention
 from quilate.tokenization.segments import answer_tokens, common_prefix_length, prompt_tokens, shorten
 
@@ -228,12 +229,14 @@ def _hidden_states(
 ) -> Tensor:
     """Hidden states at each prompt's end and each tree node: [B, 1 + N, D]."""
     lengths = torch.tensor([len(item.tokens) for item in batch])
-    longest, nodes = int(lengths.max()), trees.tokens.shape[1]
+    nodes = trees.tokens.shape[1]
+    longest = filled_rows(int(lengths.max()) + nodes, next(body.parameters())) - nodes
     input_ids = torch.zeros(len(batch), longest + nodes, dtype=torch.int64)
     for row, item in enumerate(batch):
         input_ids[row, : len(item.tokens)] = torch.tensor(item.tokens)
     input_ids[:, longest:] = trees.tokens
-    positions = torch.cat([torch.arange(longest).expand(len(batch), -1), lengths[:, None] + trees.depths], dim=1)
+    within = torch.minimum(torch.arange(longest), lengths[:, None] - 1)  # padding may reach beyond the model's context
+    positions = torch.cat([within, lengths[:, None] + trees.depths], dim=1)
     sees = _sees(lengths, longest, trees)
     seen: dict[str, Any]
     if fused:

@@ -134,6 +134,14 @@ class DocumentLayout:
         """
         return cls(tuple(lengths), device, None if places is None else SharedTokens.of(places))
 
+    def and_one_of(self, tokens: int) -> DocumentLayout:
+        """This layout with one more document, which shares no tokens, at the end of the row."""
+        if self.shared is None:
+            return DocumentLayout((*self.lengths, tokens), self.device)
+        end = len(self.shared.firsts)
+        places = torch.cat([self.shared.places, torch.arange(end, end + tokens, device=self.shared.places.device)])
+        return DocumentLayout.of((*self.lengths, tokens), self.device, places)
+
     @cached_property
     def longest(self) -> int:
         return max(self.lengths)

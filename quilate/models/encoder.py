@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from quilate.models.attention import DocumentLayout, use_packed_attention
 from quilate.models.heads import Divided, divide
+from quilate.models.precision import filled_rows
 
 
 class DocumentEncoder:
@@ -48,6 +49,12 @@ class DocumentEncoder:
         return self._padded_hidden(input_ids[:, layout.shared.places], layout)[layout.shared.firsts]
 
     def _packed_hidden(self, input_ids: Tensor, position_ids: Tensor, layout: DocumentLayout) -> Tensor:
+        tokens = input_ids.shape[1]
+        fill = filled_rows(tokens, self.divided.head.weight) - tokens
+        if fill:  # one more document, which nobody asks for
+            layout = layout.and_one_of(fill)
+            input_ids = functional.pad(input_ids, (0, fill))
+            position_ids = functional.pad(position_ids, (0, fill))
         output = self.divided.body(
             input_ids=input_ids,
             position_ids=position_ids + self.divided.first_position,
@@ -55,7 +62,7 @@ class DocumentEncoder:
             document_layout=layout,
         )
         hidden: Tensor = output.last_hidden_state[0]
-        return hidden
+        return hidden[:tokens]
 
     def _padded_hidden(self, input_ids: Tensor, layout: DocumentLayout) -> Tensor:
         """Padding stands at the right and is masked, for masked models look there too."""

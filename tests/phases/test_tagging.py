@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import CONTEXT, save_directory, tiny_falcon, tiny_gpt2, tiny_llama, tiny_tokenizer
-from transformers import AutoModelForTokenClassification, RobertaConfig, RobertaForMaskedLM
+from support import CONTEXT, save_directory, tiny_falcon, tiny_gpt2, tiny_llama, tiny_roberta, tiny_tokenizer
+from transformers import AutoModelForTokenClassification
 
 from quilate.config import validate
 from quilate.engine.interrupts import StopRequest
@@ -54,16 +54,6 @@ def small_task(*, repeat: int = 1) -> ExtractionTask:
     task = prepare(validate(ExtractionConfig, value, source="t"), {"all": rows}, {"all": {}})
     assert isinstance(task, ExtractionTask)
     return task
-
-
-def tiny_roberta() -> RobertaForMaskedLM:
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=384, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=CONTEXT + 2, type_vocab_size=1, pad_token_id=1, initializer_range=0.2,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    return RobertaForMaskedLM(config).eval()
 
 
 MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2, "falcon": tiny_falcon, "roberta": tiny_roberta}
