@@ -5,11 +5,12 @@ Nothing is repaired in silence. A conversation that cannot be used is dropped an
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from quilate.data.oasst import Tree, read_trees
 from quilate.errors import DataError
 from quilate.tokenization.chat import Message
 
@@ -106,7 +107,7 @@ def convert(rows: Sequence[Row], layout: Layout, *, language: str | None = None,
     """
     result = Converted(layout)
     drafts = (
-        _best_paths(_trees(rows, layout, result.counts), language, result.counts)
+        _best_paths(read_trees(rows, nested=layout == "oasst-trees", counts=result.counts), language, result.counts)
         if layout in ("oasst-messages", "oasst-trees")
         else _rows(rows, layout, language, group, result.counts)
     )
@@ -231,55 +232,7 @@ _READERS: dict[Layout, Callable[[Row], tuple[_Turns, int]]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Tree:
-    """Messages of one OASST tree (Köpf et al. 2023) by the message they reply to, in the file's order."""
-
-    id: str
-    root: Row
-    replies: dict[str, list[Row]]
-    size: int
-
-
-def _trees(rows: Sequence[Row], layout: Layout, counts: Counter[str]) -> Iterator[_Tree]:
-    messages = _flattened(rows, counts) if layout == "oasst-trees" else list(rows)
-    known = {message["message_id"] for message in messages if message.get("message_id") is not None}
-    replies: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    roots: dict[str, Row] = {}
-    for message in messages:
-        parent, id = message.get("parent_id"), message.get("message_id")
-        if id is None or (parent is not None and parent not in known):
-            counts["message without its parent or its own name"] += 1
-        elif parent is None:
-            roots[str(id)] = message
-        else:
-            replies[str(message.get("message_tree_id"))][str(parent)].append(message)
-    rooted = {str(root.get("message_tree_id")) for root in roots.values()}
-    counts["message of a tree without its root"] += sum(
-        len(below) for tree, found in replies.items() if tree not in rooted for below in found.values()
-    )
-    for id, root in roots.items():
-        tree = replies[str(root.get("message_tree_id"))]
-        yield _Tree(id, root, tree, 1 + sum(map(len, tree.values())))
-
-
-def _flattened(rows: Sequence[Row], counts: Counter[str]) -> list[Row]:
-    """The messages of nested trees, each with its tree's and its parent's name."""
-    flat: list[Row] = []
-    for row in rows:
-        pending: list[tuple[Any, Any]] = [(row.get("prompt"), None)]
-        while pending:
-            message, parent = pending.pop()
-            if not isinstance(message, dict):
-                counts["message is not an object"] += 1
-                continue
-            below = message.get("replies")
-            flat.append(message | {"parent_id": parent, "message_tree_id": row.get("message_tree_id"), "replies": None})
-            pending += [(reply, message.get("message_id")) for reply in reversed(below if below else [])]
-    return flat
-
-
-def _best_paths(trees: Iterator[_Tree], language: str | None, counts: Counter[str]) -> Iterator[_Draft]:
+def _best_paths(trees: Iterator[Tree], language: str | None, counts: Counter[str]) -> Iterator[_Draft]:
     """Of every tree, the path that takes the best-ranked reply at each step; unranked ones come last, and of equals
     one that was itself replied to."""
     for tree in trees:
@@ -288,13 +241,13 @@ def _best_paths(trees: Iterator[_Tree], language: str | None, counts: Counter[st
             continue
         path: list[Row] = [tree.root]
         while True:
-            replies = tree.replies.get(str(path[-1]["message_id"]), [])
-            usable = [r for r in replies if not r.get("deleted") and language in (None, r.get("lang"))]
+            usable = [r for r in tree.below(path[-1]) if not r.get("deleted") and language in (None, r.get("lang"))]
             if not usable or len(path) >= tree.size:  # no path is longer than its tree: a circle would be
                 break
-            path.append(min(usable, key=lambda r: (_rank(r), str(r["message_id"]) not in tree.replies)))
+            path.append(min(usable, key=lambda r: (_rank(r), not tree.below(r))))
         counts["messages off the best path"] += tree.size - len(path)
-        yield _Draft(tree.id, [(message.get("role"), message.get("text")) for message in path], 0, tree.id)
+        id = str(tree.root["message_id"])
+        yield _Draft(id, [(message.get("role"), message.get("text")) for message in path], 0, id)
 
 
 def _rank(message: Row) -> float:

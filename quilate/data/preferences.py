@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple
 
+from quilate.data.oasst import Tree, read_trees
 from quilate.errors import DataError
 from quilate.files import digest
 from quilate.tokenization.chat import Message
@@ -390,35 +392,18 @@ def _read_post(id: str, row: Row, collector: _Collector, limits: Limits) -> None
     collector.prefer(draft, better, worse, ratio)
 
 
-def _read_messages(rows: Sequence[Row], collector: _Collector, limits: Limits) -> None:
-    """OASST1 (Köpf et al. 2023) as flat messages."""
-    replies: dict[str | None, list[Row]] = {}
-    for row in rows:
-        replies.setdefault(row.get("parent_id"), []).append(row)
-    known = {row["message_id"] for row in rows}
-    collector.counts["messages without their conversation"] += sum(
-        len(children) for parent, children in replies.items() if parent is not None and parent not in known
-    )
-    for root in replies.get(None, []):
-        if root.get("tree_state", "ready_for_export") != "ready_for_export":
+def _read_trees(rows: Sequence[Row], collector: _Collector, limits: Limits, *, nested: bool) -> None:
+    """OASST1 (Köpf et al. 2023)."""
+    for tree in read_trees(rows, nested=nested, counts=collector.counts):
+        if tree.root.get("tree_state", "ready_for_export") != "ready_for_export":
             collector.counts["trees not ready for export"] += 1
-            continue
-        _walk(root, lambda message: replies.get(message["message_id"], []), collector, limits)
+        else:
+            _walk(tree, collector, limits)
 
 
-def _read_trees(rows: Sequence[Row], collector: _Collector, limits: Limits) -> None:
-    """OASST1 as nested trees."""
-    for row in rows:
-        if row.get("tree_state", "ready_for_export") != "ready_for_export":
-            collector.counts["trees not ready for export"] += 1
-            continue
-        root = dict(row["prompt"]) | {"message_tree_id": row["message_tree_id"]}
-        _walk(root, lambda message: message.get("replies") or [], collector, limits)
-
-
-def _walk(root: Row, replies_of: Callable[[Row], Iterable[Row]], collector: _Collector, limits: Limits) -> None:
+def _walk(tree: Tree, collector: _Collector, limits: Limits) -> None:
     """Every question of a tree whose answers were ranked."""
-    pending: list[tuple[Row, list[Message]]] = [(root, [])]
+    pending: list[tuple[Row, list[Message]]] = [(tree.root, [])]
     seen: set[str] = set()
     while pending:
         message, above = pending.pop()
@@ -431,7 +416,7 @@ def _walk(root: Row, replies_of: Callable[[Row], Iterable[Row]], collector: _Col
             continue
         role = "user" if message["role"] == "prompter" else "assistant"
         path = [*above, {"role": role, "content": str(message["text"])}]
-        children = list(replies_of(message))
+        children = tree.below(message)
         pending += [(child, path) for child in reversed(children)]
         answers = [c for c in children if c["role"] == "assistant" and not c.get("deleted")]
         if role != "user" or len(answers) < 2:
@@ -440,7 +425,7 @@ def _walk(root: Row, replies_of: Callable[[Row], Iterable[Row]], collector: _Col
             collector.counts["rankings in another language"] += 1
             continue
         try:
-            draft = collector.of(str(message["message_id"]), path, group=str(root["message_tree_id"]))
+            draft = collector.of(str(message["message_id"]), path, group=tree.name)
             _rank(collector, draft, [(str(answer["text"]), answer.get("rank")) for answer in answers])
         except _Unusable as reason:
             collector.counts[str(reason)] += 1
@@ -480,8 +465,10 @@ FORMATS: dict[str, _Format] = {
     "shp": _Format(
         ("post_id", "history", "human_ref_A", "human_ref_B", "labels", "score_ratio"), _each_row(_read_post)
     ),
-    "oasst trees": _Format(("message_tree_id", "prompt"), _read_trees),
-    "oasst messages": _Format(("message_id", "parent_id", "message_tree_id", "role", "text", "rank"), _read_messages),
+    "oasst trees": _Format(("message_tree_id", "prompt"), partial(_read_trees, nested=True)),
+    "oasst messages": _Format(
+        ("message_id", "parent_id", "message_tree_id", "role", "text", "rank"), partial(_read_trees, nested=False)
+    ),
     "pairs": _Format(("prompt", "chosen", "rejected"), _each_row(_read_pair)),
     "transcripts": _Format(("chosen", "rejected"), _each_row(_read_transcripts)),
     "rankings": _Format(("prompt", "completions", "ranks"), _each_row(_read_ranking)),

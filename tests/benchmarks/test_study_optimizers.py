@@ -75,5 +75,5 @@ def test_the_figure_shows_what_there_is(recipe: Recipe, tmp_path: Path) -> None:
     svg = (tmp_path / "f.svg").read_text(encoding="utf-8")
     texts = re.findall(r"<!-- (.*?) -->", svg)
     assert svg.rstrip().endswith("</svg>")
-    assert {"adamw", "muon (1 of 5 rates)", "1 of 3 seeds"} <= set(texts)
+    assert {"adamw", "muon (1 of 6 rates)", "1 of 3 seeds"} <= set(texts)
     assert texts.count("not run") == 3

@@ -243,7 +243,7 @@ def test_trees_in_another_state_or_language_and_orphans_are_counted() -> None:
     with pytest.raises(DataError, match="2 rankings in another language"):
         read(FOLLOWED, language="eu")
     orphan = flat(reply(0, "suelta"), "perdida")
-    assert read(*flat(FOLLOWED["prompt"]), *orphan).counts["messages without their conversation"] == 1
+    assert read(*flat(FOLLOWED["prompt"]), *orphan).counts["message without its parent or its own name"] == 1
 
 
 def test_a_message_below_itself_ends_the_walk() -> None:
@@ -258,7 +258,7 @@ def test_unknown_columns_and_files_without_a_judgement_are_data_errors() -> None
     with pytest.raises(DataError, match="not one of 1 rows gives a judgement: 1 both completions are the same"):
         read({"prompt": "p", "chosen": "a", "rejected": "a"})
     with pytest.raises(DataError, match="lacks a field of its format"):
-        read({"message_tree_id": "t", "prompt": {"role": "prompter"}})
+        read({"message_tree_id": "t", "prompt": {"message_id": "m", "role": "prompter"}})
 
 
 def test_a_record_survives_json() -> None:
@@ -272,7 +272,7 @@ def test_a_record_survives_json() -> None:
     ("path", "rows", "prompts", "pairs", "counts"),
     [
         # 1,026 ranked pairs in the file; the rest stands under deleted messages, or repeats a text.
-        ("oasst1/en_validation_messages.jsonl.gz", 2022, 415, 1019, {"messages without their conversation": 3}),
+        ("oasst1/en_validation_messages.jsonl.gz", 2022, 415, 1019, {"message without its parent or its own name": 3}),
         ("oasst1/en_100_trees.jsonl.gz", 100, 212, 754, {"completions without a rank": 6}),
         ("hh_rlhf/helpful-base/test.jsonl.gz", 2354, 2339, 2339,
          {"the conversations differ before their last message": 9, "both completions are the same": 2}),
