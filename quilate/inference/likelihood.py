@@ -23,9 +23,9 @@ from quilate.errors import DataError, ModelError
 from quilate.inference.label_tree import PROMPT_END, LabelTree, TreeBatch
 from quilate.inference.prefix import Prefix
 from quilate.inference.scores import LabelScores, Normalization
+from quilate.kernels.rows import filled_rows
 from quilate.models.heads import divide
 from quilate.models.load import context_length
-from quilate.models.precision import filled_rows
 from quilate.models.tree_attention import TreeLayout, tree_attention
 from quilate.tokenization.segments import answer_tokens, common_prefix_length, prompt_tokens, shorten
 

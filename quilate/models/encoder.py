@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from quilate.kernels.rows import filled_rows
 from quilate.models.attention import DocumentLayout, use_packed_attention
 from quilate.models.heads import Divided, divide
-from quilate.models.precision import filled_rows
 
 
 class DocumentEncoder:

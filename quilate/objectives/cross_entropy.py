@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quilate.kernels.operations import operation, refuse_second_derivative
+from quilate.kernels.rows import filled
 
 # Rows of logits held at once. 512 x 49,152 in fp32 is 100 MB; larger chunks measured no faster on two cores (a guess
 # for other machines).
@@ -70,10 +71,11 @@ class HeadGradients:
         """Args: logits_grad: [s, V], of the rows."""
         if self.bias is not None:
             self.bias += logits_grad.sum(0, dtype=torch.float32)
+        count, logits_grad = logits_grad.shape[0], filled(logits_grad, self._weight)
         if self.hidden is not None:
-            self.hidden[rows] = logits_grad @ self._weight
+            self.hidden[rows] = (logits_grad @ self._weight)[:count]
         if self.weight is not None:
-            self.weight += logits_grad.T @ self._hidden[rows]
+            self.weight += logits_grad.T @ filled(self._hidden[rows], self._weight)
 
     def keep(self, ctx: Any) -> None:
         """Store them where `scaled_by` finds them."""
@@ -105,7 +107,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients = HeadGradients(hidden, weight, bias, ctx.needs_input_grad)
         for start in range(0, hidden.shape[0], CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            logits = F.linear(hidden[rows], weight, bias)
+            logits = _logits(hidden[rows], weight, bias)
             losses, logits_grad = _losses(logits, targets[rows], gradient=gradients.wanted)
             loss += losses.sum()
             if logits_grad is not None:
@@ -117,6 +119,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *loss_grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         refuse_second_derivative()
         return *HeadGradients.scaled_by(loss_grads[0], ctx), None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(filled(hidden, weight), weight, bias)[: hidden.shape[0]]
 
 
 def _losses(logits: Tensor, targets: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
@@ -175,7 +181,7 @@ class _LinearTokenLogProbs(torch.autograd.Function):
         log_probs = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            losses, _ = _losses(F.linear(hidden[rows], weight, bias), targets[rows], gradient=False)
+            losses, _ = _losses(_logits(hidden[rows], weight, bias), targets[rows], gradient=False)
             log_probs[rows] = -losses
         return log_probs
 
@@ -186,7 +192,7 @@ class _LinearTokenLogProbs(torch.autograd.Function):
         gradients = HeadGradients(hidden, weight, bias, ctx.needs_input_grad)
         for start in range(0, hidden.shape[0], CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            _, logits_grad = _losses(F.linear(hidden[rows], weight, bias), targets[rows], gradient=True)
+            _, logits_grad = _losses(_logits(hidden[rows], weight, bias), targets[rows], gradient=True)
             assert logits_grad is not None  # it was asked for
             gradients.add(rows, logits_grad.mul_(-row_grads[0][rows, None]))
         return *gradients.in_their_types(), None

@@ -21,7 +21,7 @@ from quilate.files import cache_folder, digest, read_json, sha256_of_file, write
 from quilate.plan.took import Took
 from quilate.recipe.meter import peak_bytes
 
-VERSION = 5  # counted up when a probe would measure something else
+VERSION = 6  # counted up when a probe would measure something else
 
 LEAST_TIMED_STEPS = 4
 ENOUGH_SECONDS = 10.0  # of steps; small models run many, for a process grows with its first hundred steps (guess)

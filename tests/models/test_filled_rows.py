@@ -14,9 +14,11 @@ from transformers import PreTrainedModel
 from quilate.data.packing import Example, pack
 from quilate.engine.language_modelling import LanguageModellingLoss
 from quilate.inference.likelihood import score_labels
-from quilate.models.precision import filled_rows
+from quilate.kernels.rows import filled_rows
 
-IN_TRAINING, IN_SCORING = "quilate.models.encoder.filled_rows", "quilate.inference.likelihood.filled_rows"
+IN_TRAINING = "quilate.models.encoder.filled_rows"
+IN_SCORING = "quilate.inference.likelihood.filled_rows"
+AT_THE_HEAD = "quilate.kernels.rows.filled_rows"
 
 
 def by_seven(rows: int, weight: torch.Tensor) -> int:
@@ -44,6 +46,7 @@ def test_losses_and_gradients_are_the_same(
     results = []
     for rows in (lambda rows, weight: rows, by_seven):
         monkeypatch.setattr(IN_TRAINING, rows)
+        monkeypatch.setattr(AT_THE_HEAD, rows)
         model = made().eval()
         loss = LanguageModellingLoss(model)(pack(examples))
         loss.backward()
@@ -58,6 +61,7 @@ def test_documents_that_share_tokens_are_the_same(monkeypatch: pytest.MonkeyPatc
     with torch.no_grad():
         expected = token_log_probs(tiny_llama().eval(), pack_shared(completed()))
         monkeypatch.setattr(IN_TRAINING, by_seven)
+        monkeypatch.setattr(AT_THE_HEAD, by_seven)
         found = token_log_probs(tiny_llama().eval(), pack_shared(completed()))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
