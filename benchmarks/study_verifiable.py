@@ -133,7 +133,7 @@ rival is as much SFT again. Everybody is asked the same 327 diagnoses, three-cha
 trained on, and answers nearly greedily (temperature 0.1). The commonest chapter is the right one of 14.4 %.
 
 One seed of each: the intervals are over items alone, and the spread between runs is not in them. Rates and sizes are
-guesses, fixed beforehand; nothing was searched. Times were taken on two cores that other work shared.
+guesses, fixed beforehand; nothing was searched. Times were taken beside other work, with pauses, and compare nothing.
 """
 
 CONTROL = """The same model, SFT and GRPO on HEAD-QA's development questions, whose answers a 135M model does not know
