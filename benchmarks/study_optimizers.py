@@ -102,7 +102,7 @@ def draw(recipe: Recipe, cells: Sequence[Cell], path: Path) -> None:
         right.plot([place] * len(losses.known), losses.known, "o", color=f"C{place}")
         right.plot([place - 0.2, place + 0.2], [losses.mean] * 2, color=f"C{place}")
     left.set(xscale="log", xlabel="learning rate", ylabel="bits per byte", title=f"{CHOOSE_ON}: first seed's sweeps")
-    ticks = [2.5e-4 * 2**power for power in range(6)]
+    ticks = [2.5e-4 * 4**power for power in range(4)]
     left.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
     left.minorticks_off()
     right.set(title=f"{COMPARE_ON}: best rates, seeds and mean", xticks=range(len(DEFAULTS)))
