@@ -137,8 +137,8 @@ guesses, fixed beforehand; nothing was searched. Times were taken beside other w
 """
 
 CONTROL = """The same model, SFT and GRPO on HEAD-QA's development questions, whose answers a 135M model does not know
-(334 held-out questions with four or five options, of which those that fit in 256 tokens are asked: chance is 20 to 25 %).
-A method that "learns" here learns something else.
+(334 held-out questions with four or five options, of which those that fit in 256 tokens are asked: chance is 20 to
+25 %). A method that "learns" here learns something else.
 """
 
 

@@ -197,7 +197,8 @@ def test_an_arm_that_cannot_solve_the_task_is_refused(arm: dict[str, Any], task:
 
 
 def test_a_quantized_base_may_write_records() -> None:
-    recipe({"kind": "finetune", "method": "lora", "quantize": "nf4", "answer": "records"}, SPANS)
+    made = recipe({"kind": "finetune", "method": "lora", "quantize": "nf4", "answer": "records"}, SPANS)
+    assert made.arms["a"].kind == "finetune"
 
 
 def test_a_task_without_a_kind_is_classification_and_errors_name_no_kind() -> None:
