@@ -57,6 +57,24 @@ def test_losses_and_gradients_are_the_same(
         torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_bf16_rows_are_filled_before_they_meet_the_body_and_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = tiny_llama(dtype=torch.bfloat16), []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[:-1].numel()))
+    real = torch.nn.functional.linear
+    monkeypatch.setattr(
+        "quilate.objectives.cross_entropy.F.linear",
+        lambda rows, weight, bias=None: (
+            seen.append(rows.shape[0]) or real(rows, weight, bias)
+            if weight.shape[0] == 384
+            else real(rows, weight, bias)
+        ),
+    )
+    loss, tokens = LanguageModellingLoss(model), np.full(149, 7)
+    seen.clear()  # of what asked whether packing is possible
+    loss(pack([Example("a", tokens, np.ones(149, dtype=bool))]))
+    assert seen == [152, 152]  # of 149 tokens and 148 targets: multiples of 8
+
+
 def test_documents_that_share_tokens_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         expected = token_log_probs(tiny_llama().eval(), pack_shared(completed()))

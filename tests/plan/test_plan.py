@@ -13,7 +13,8 @@ from quilate.config import validate
 from quilate.files import read_json, write_jsonl
 from quilate.plan.estimate import plan_recipe, read_inputs
 from quilate.plan.models import Model
-from quilate.plan.probe import ProbeSpec, Rate, measured
+from quilate.plan.probe import ProbeSpec, Rate, _Probe, measured
+from quilate.plan.workloads import _largest_first
 from quilate.recipe.executors.subprocess import stage_environment
 from quilate.recipe.graph import build_graph
 from quilate.recipe.schema import Recipe
@@ -49,6 +50,26 @@ def test_a_probe_is_run_once(llama_directory: Path, tmp_path: Path, monkeypatch:
     kept = list((tmp_path / "cache" / "probes").iterdir())
     assert [Rate.from_json(read_json(path)) for path in kept] == [rate]
     assert replace(spec, activity="loss").key() != spec.key()
+
+
+@pytest.mark.parametrize(("enough", "steps"), [(0.0, 5), (1e9, 8)])
+def test_a_probe_stops_where_steps_take_long(
+    llama_directory: Path, monkeypatch: pytest.MonkeyPatch, enough: float, steps: int
+) -> None:
+    monkeypatch.setattr("quilate.plan.probe.ENOUGH_SECONDS", enough)
+    run: list[int] = []
+    monkeypatch.setattr("quilate.engine.loop.optimizer_step", lambda batches, *_, **__: run.append(batches[0].tokens))
+    spec = ProbeSpec(str(llama_directory), "train", "fp32", [[[(9, 1)]], *([[(4, 1)]] for _ in range(7))])
+    tokens, _, _ = _Probe(spec)._train()
+    assert run == [9] + [4] * (steps - 1)
+    assert tokens == 4 * (steps - 1)  # the first warms up
+
+
+def test_the_largest_step_comes_first_and_none_is_lost() -> None:
+    steps = [[[(n, 1)], [(2, 1)]] for n in (3, 5, 9, 4)]
+    ordered = _largest_first(steps)
+    assert ordered[0] == steps[2]
+    assert sorted(ordered) == sorted(steps)
 
 
 def test_what_cannot_be_known_before_is_named_with_its_reason(llama_directory: Path, tmp_path: Path) -> None:
