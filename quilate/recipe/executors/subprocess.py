@@ -262,8 +262,8 @@ def stage_environment(*, offline: bool) -> dict[str, str]:
     if allocator is not None and "LD_PRELOAD" not in environment:
         # Every step allocates the same large temporaries; glibc gives their pages back and faults them in again.
         environment |= {"LD_PRELOAD": str(allocator), "MIMALLOC_PURGE_DELAY": "-1"}
-    # oneDNN keeps each matrix product's code by its shape, 1,024 of them. There are few (quilate.kernels.rows); with 128
-    # a model of 2M parameters that predicts every token held 0.74 GB after 50 steps instead of 0.78.
+    # oneDNN keeps each matrix product's code by its shape, 1,024 of them. There are few (quilate.kernels.rows);
+    # with 128 a model of 2M parameters that predicts every token held 0.74 GB after 50 steps instead of 0.78.
     environment.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     return environment
 
