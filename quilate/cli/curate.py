@@ -16,6 +16,7 @@ def curate(
     text: str = "text",
     licence: str | None = None,
     personal: Literal["redact", "mask", "drop", "keep"] = "redact",
+    tagger: Path | None = None,
     against: list[Path] | None = None,
     lang: Literal["en", "es"] = "en",
     with_text: bool = False,
@@ -38,6 +39,8 @@ def curate(
         The sources' licence, for the data card.
     personal
         What becomes of personal data: redact, mask, drop its document, or keep it.
+    tagger
+        Folder of a finished arm that learned to find personal data, to stand beside the rules.
     against
         Tables of dev or test items that no document may hold (may be repeated).
     lang
@@ -63,10 +66,11 @@ def curate(
         raise UsageError("no source is named", hint="quilate curate FILE_OR_FOLDER ...")
     shared = {"documents": documents, "text": text, "licence": licence}
     names = {path: f"{number}-{recipe_name(path, 'source')}" for number, path in enumerate(sources, start=1)}
+    found = {"tagger": {"path": str(tagger.resolve())}} if tagger is not None else {}
     curated: dict[str, Any] = {
         "sources": {names[path]: {"path": str(path.resolve())} | shared for path in sources},
         "language": None if language == "any" else {"accept": [language]},
-        "personal_data": None if personal == "keep" else {"action": personal},
+        "personal_data": None if personal == "keep" else {"action": personal} | found,
         "decontaminate": {"against": [{"path": str(path.resolve()), "text": text} for path in against or []]},
     }
     name = recipe_name(sources[0], "curate")

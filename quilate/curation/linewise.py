@@ -9,8 +9,9 @@ from pydantic import Field
 
 from quilate.config import Config
 
+# A number begins with a figure: were it a comma, a line of many commas could be cut in as many ways, and take hours.
 _COUNTER = re.compile(
-    r"\W*[\d.,]+\s*(k|mil|m)?\s*(likes?|me gusta|shares?|compartid[oa]s?|views?|visitas|visualizaciones|comments?|"
+    r"\W*\d[\d.,]*\s*(k|mil|m)?\s*(likes?|me gusta|shares?|compartid[oa]s?|views?|visitas|visualizaciones|comments?|"
     r"comentarios|votos?|retweets?|seguidores|followers|estrellas)\W*",
     re.IGNORECASE,
 )

@@ -1,7 +1,8 @@
 """Personal data by rules: numbers with their checksums, patterns, and what a label in front of it gives away.
 
-A recognizer is a function from a text to spans; `Redactor` takes further ones, a token classifier say. Rules alone do
-not find names without a title or label, nor places: docs/studies/curation.md has what they find, type by type.
+A recognizer is a function from a text to spans; `Redactor` takes further ones. Rules alone do not find names without a
+title or label, nor places; a model of yours that has learned to (`tagger`) stands beside them. What either finds, type
+by type, is in docs/studies/curation.md.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from quilate.config import Config
 
@@ -29,6 +30,16 @@ DIRECT: list[PersonalType] = [
 ]  # fmt: skip
 
 
+class TaggerConfig(Config):
+    """What finds personal data besides the rules."""
+
+    path: str
+    """The folder of a finished arm that learned to find spans (`task: {kind: extraction}`), as in
+    `runs/meddocan/stages/lora-s0-1a2b3c4d5e`, relative to the recipe's folder."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """The type of each of its labels; what is not listed is not looked for. Empty: all labels, by their own names."""
+
+
 class PersonalDataConfig(Config):
     """Which personal data is looked for, and what becomes of it."""
 
@@ -40,6 +51,18 @@ class PersonalDataConfig(Config):
     the document."""
     actions: dict[str, Action] = Field(default_factory=dict)
     """Another action for single types."""
+    tagger: TaggerConfig | None = None
+    """A model that finds more; where it overlaps with a rule, the rule wins."""
+
+    @model_validator(mode="after")
+    def _actions_are_for_what_is_looked_for(self) -> PersonalDataConfig:
+        if self.tagger is not None and not self.tagger.labels:
+            return self  # its labels are known when it is loaded
+        known = [*self.types, *(self.tagger.labels.values() if self.tagger is not None else [])]
+        for type_ in self.actions:
+            if type_ not in known:
+                raise ValueError(f"`actions` names '{type_}', which is not looked for: {', '.join(known)}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -57,9 +80,9 @@ _DNI_LETTERS = "TRWAGMYFPDXBNJZSQVHLCKE"  # Real Decreto 1553/2005: the number m
 
 
 def valid_national_id(text: str) -> bool:
-    """Whether the letter of a DNI or NIE is that of its number."""
+    """Whether the letter of a DNI or NIE is that of its number; one of seven figures has a zero in front."""
     plain = re.sub(r"[\s.\-]", "", text.upper())
-    digits = plain[:-1].translate(str.maketrans("XYZ", "012"))
+    digits = plain[:-1].translate(str.maketrans("XYZ", "012")).zfill(8)
     return digits.isdigit() and len(digits) == 8 and _DNI_LETTERS[int(digits) % 23] == plain[-1]
 
 
@@ -77,6 +100,34 @@ def valid_iban(text: str) -> bool:
     """ISO 13616: letters as numbers, the first four characters last, modulo 97 is 1."""
     plain = re.sub(r"\s", "", text.upper())
     return int("".join(str(int(c, 36)) for c in plain[4:] + plain[:4])) % 97 == 1
+
+
+class _Ibans:
+    """What begins as an IBAN does and is one at its country's length: capitals and figures that follow (`ES91 ... 1332
+    EUR`) are not of it."""
+
+    type: PersonalType = "iban"
+
+    def __call__(self, text: str) -> Iterator[Span]:
+        for match in _IBAN.finditer(text):
+            start, country = match.start(1), match[1][:2]
+            places = [place for place in range(start, match.end(1)) if not text[place].isspace()]
+            for length in [IBAN_LENGTHS[country]] if country in IBAN_LENGTHS else range(len(places), 14, -1):
+                end = places[length - 1] + 1 if length <= len(places) else None
+                if end is not None and not text[end : end + 1].isalnum() and valid_iban(text[start:end]):
+                    yield Span(start, end, self.type)
+                    break
+
+
+# Looked for at every place: what only begins as one ("CP12 ES91 ...") must not hide one behind it.
+_IBAN = re.compile(r"(?<!\w)(?=([A-Z]{2}\d{2}(?:[^\S\n]?[\dA-Z]){11,30}))")
+# By country (ISO 13616's registry); of other countries any length of 15 to 34 is tried.
+IBAN_LENGTHS = {
+    "AD": 24, "AT": 20, "BE": 16, "BG": 22, "BR": 29, "CH": 21, "CR": 22, "CY": 28, "CZ": 24, "DE": 22, "DK": 18,
+    "DO": 28, "EE": 20, "ES": 24, "FI": 18, "FR": 27, "GB": 22, "GR": 27, "GT": 28, "HR": 21, "HU": 28, "IE": 22,
+    "IT": 27, "LI": 21, "LT": 20, "LU": 20, "LV": 21, "MC": 27, "MT": 31, "NL": 18, "NO": 15, "PL": 28, "PT": 25,
+    "RO": 24, "SE": 24, "SI": 19, "SK": 24, "SM": 27, "SV": 28,
+}  # fmt: skip
 
 
 def valid_card(text: str) -> bool:
@@ -150,9 +201,9 @@ def _rule(type_: PersonalType, pattern: str, valid: Callable[[str], bool] = bool
 
 
 # In order: where two overlap, the first one named here wins.
-RULES: list[_Rule] = [
+RULES: list[_Rule | _Ibans] = [
     _rule("email", r"(?<![\w.+-])[\w.+%-]{1,64}@(?:[\w-]{1,63}\.){1,5}[A-Za-z]{2,24}(?![\w-])"),
-    _rule("iban", r"\b[A-Z]{2}\d{2}(?:\s?[\dA-Z]{4}){3,7}(?:\s?[\dA-Z]{1,3})?\b", valid_iban),
+    _Ibans(),
     _rule(
         "national_id",
         r"(?<![\w.])(?:\d{1,2}\.\d{3}\.\d{3}|\d{8}|[XYZxyz][\s\-.]?\d{7})[\s\-.]?[A-HJ-NP-TV-Za-hj-np-tv-z](?!\w)",
@@ -160,7 +211,7 @@ RULES: list[_Rule] = [
     ),
     _rule(
         "social_security",
-        r"(?i:NASS|n\.?º?\s?(?:de\s)?(?:la\s)?s\.?s\.?|afiliación)\s*[:.]?\s*"
+        r"(?<!\w)(?i:NASS|n\.?º?\s?(?:de\s)?(?:la\s)?s\.?s\.?|afiliación)\s*[:.]?\s*"
         r"(?P<value>\d{2}[\s/\-]?[\d\s/\-]{6,12}\d)",
     ),
     _rule("social_security", r"(?<![\d/\-])\d{2}[\s/\-]?\d{8}[\s/\-]?\d{2}(?![\d/\-])", valid_social_security),
@@ -168,22 +219,25 @@ RULES: list[_Rule] = [
     _rule("ip", r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])", _valid_ip),
     _rule(
         "record",
-        r"(?i:NHC|CIPA|CIP|DNI|NIF|NIE|pasaporte|episodio|n\.?\s?[º°o]\.?\s?(?:de\s)?(?:col(?:egiad[oa])?|historia|hª)"
-        r"(?:\sclínica)?|historia\sclínica)\s*\.?\s*(?:n\.?[º°]\s*)?[:.]?\s*"
+        r"(?<!\w)(?i:NHC|CIPA|CIP|DNI|NIF|NIE|pasaporte|episodio|n\.?\s?[º°o]\.?\s?(?:de\s)?"
+        r"(?:col(?:egiad[oa])?|historia|hª)(?:\sclínica)?|historia\sclínica)(?![^\W\d_])"
+        r"\s*\.?\s*(?:n\.?[º°]\s*)?[:.]?\s*"
         r"(?P<value>(?:[A-Za-z]{1,5}[\s\-]?)?\d[\d\-/]*(?:[ .]\d[\d\-/]*){0,4}(?:-?[A-Za-z])?)(?!\w)",
+        # Neither "episodio 2 de sangrado" nor "episodio 2003" is one.
+        lambda value: sum(c.isdigit() for c in value) >= 4 and not re.fullmatch(_YEAR, value),
     ),
     _rule(
         "phone",
-        r"(?i:tel[ée]?f?(?:ono)?s?|tfnos?|tlfn?o?s?|m[óo]vil|fax)\s*[.:]*\s*(?:/\s*fax\s*[:.]*\s*)?"
-        r"(?P<value>\(?\+?\s?\d[\d\s().\-]{6,18}\d)",
+        r"(?<![\d.,\-/])(?:\(?(?:\+|00)34\)?[ .\-]?)?[6789](?:\d{8}|\d{2}(?:[ .\-]\d{3}){2}|\d{2}(?:[ .\-]\d{2}){3}|"
+        r"\d[ .\-]\d{3}[ .\-]\d{2}[ .\-]\d{2}|\d{2}[ .\-]\d{6})(?![\d\-/]|[.,]\d)",
     ),
     _rule(
         "phone",
-        r"(?<![\d.,\-/])(?:\(?(?:\+|00)34\)?[\s.\-]?)?[6789](?:\d{8}|\d{2}(?:[\s.\-]\d{3}){2}|\d{2}(?:[\s.\-]\d{2}){3}|"
-        r"\d[\s.\-]\d{3}[\s.\-]\d{2}[\s.\-]\d{2}|\d{2}[\s.\-]\d{6})(?![\d\-/]|[.,]\d)",
+        r"(?<!\w)(?i:tel[ée]?f?(?:ono)?s?|tfnos?|tlfn?o?s?|m[óo]vil|fax)\s*[.:]*\s*(?:/\s*fax\s*[:.]*\s*)?"
+        r"(?P<value>\(?\+?\s?\d[\d ().\-]{6,18}\d)",
     ),
-    _rule("address", r"(?i:domicilio|dirección)\s*:\s*(?P<value>\S[^\n]{2,80}?)(?=\s*\.?[^\S\n]*(?:\n|$))"),
-    _rule("address", rf"(?<!\w){_STREET}\s?(?:[\w'’.º\-]+\s){{0,6}}?[\w'’.\-]+{_HOUSE}{_FLOOR}"),
+    _rule("address", r"(?<!\w)(?i:domicilio|dirección)\s*:\s*(?P<value>\S[^\n]{2,80}?)(?=\s*\.?[^\S\n]*(?:\n|$))"),
+    _rule("address", rf"(?<!\w){_STREET}\s?(?:[\w'’.º\-]{{1,40}}\s){{0,6}}?[\w'’.\-]{{1,40}}{_HOUSE}{_FLOOR}"),
     _rule("postcode", r"(?:C\.?P\.?|[Cc]ódigo\s[Pp]ostal)\s*[:.]?\s*(?P<value>\d{5})(?!\d)"),
     _rule("postcode", rf"(?<![\d.,])(?:0[1-9]|[1-4]\d|5[0-2])\d{{3}}(?=[\s,.\-–]{{1,3}}{_UPPER})"),
     _rule("date", r"(?<![\d/.\-])\d{1,2}([/\-.])\d{1,2}\1(?:\d{4}|\d{2})(?![\d/\-]|\.\d)", _valid_date),
@@ -205,12 +259,19 @@ RULES: list[_Rule] = [
     _rule("age", rf"(?i:\b{_PATIENT}\s*,\s*(?:de\s)?)(?P<value>{_AGE})"),
     _rule(
         "name",
-        r"(?i:nombre|apellidos?|médic[oa]|remitido\spor|responsable\sclínico|facultativo)\s*:\s*"
+        r"(?<!\w)(?i:nombre|apellidos?|médic[oa]|remitido\spor|responsable\sclínico|facultativo)\s*:\s*"
         rf"(?:(?:Dra?|D|Dña)\.\s*|[Dd]octora?\s)?(?P<value>{_NAME})",
     ),
     _rule(
         "name",
-        r"(?<!\w)(?:Dra?s?\.|D\.ª?|Dña\.|Sra?\.|[Dd]octora?|[Dd]on|[Dd]oña|DR\.|DRA\.)\s?" rf"(?P<value>{_NAME})",
+        r"(?<!\w)(?:Dra?s?\.|D\.ª|Dña\.|Sra?\.|[Dd]octora?|[Dd]on|[Dd]oña|DR\.|DRA\.)\s?" rf"(?P<value>{_NAME})",
+    ),
+    # "D." also ends sentences ("vitamina D. Tras dos meses"): it is a title where one may stand, or before two names.
+    _rule("name", rf"(?m:(?:^|[:,;(])[^\S\n]*)D\.\s?(?P<value>{_NAME})"),
+    _rule(
+        "name",
+        rf"(?<!\w)(?<!vitamina )(?<![Dd]ímero )(?<!hepatitis )D\.\s?"
+        rf"(?P<value>{_PROPER}\s(?:(?:de|del|la|las|los|y|i|da|dos|san)\s){{0,3}}{_NAME})",
     ),
 ]
 
@@ -229,21 +290,24 @@ class Redactor:
     """Finds and treats personal data.
 
     Args:
-        further: recognizers besides the rules; where they overlap with a rule, the rule wins.
+        further: recognizers besides the rules; where they overlap with a rule, the rule wins, and what of theirs lies
+            outside it stays.
     """
 
     def __init__(self, config: PersonalDataConfig, further: Sequence[Recognizer] = ()) -> None:
         self._config = config
-        rules: list[Recognizer] = [rule for rule in RULES if rule.type in config.types]
-        self._recognizers = [*rules, *further]
+        self._rules: list[Recognizer] = [rule for rule in RULES if rule.type in config.types]
+        self._further = further
 
     def spans(self, text: str) -> list[Span]:
-        """What was found, in order, without overlaps."""
+        """What was found, in order, without overlaps; what touches and is of one type is one."""
         taken: list[Span] = []
-        for recognizer in self._recognizers:
-            found = [s for s in recognizer(text) if not any(s.start < t.end and t.start < s.end for t in taken)]
-            taken += found
-        return sorted(taken, key=lambda span: span.start)
+        for rule in self._rules:
+            taken += [s for s in rule(text) if not any(s.start < t.end and t.start < s.end for t in taken)]
+        for recognizer in self._further:
+            found = [piece for span in recognizer(text) for piece in _outside(span, taken)]
+            taken += [s for s in found if any(c.isalnum() for c in text[s.start : s.end])]
+        return _joined(sorted(taken, key=lambda span: span.start))
 
     def redact(self, text: str) -> Redacted:
         """Treat everything that is found as the config says."""
@@ -259,6 +323,28 @@ class Redactor:
             parts += [text[position : span.start], shown]
             position = span.end
         return Redacted("".join([*parts, text[position:]]), Counter(span.type for span in spans), drop)
+
+
+def _outside(span: Span, taken: Iterable[Span]) -> Iterator[Span]:
+    """The parts of a span that none of the others covers."""
+    start = span.start
+    for other in sorted(taken, key=lambda other: other.start):
+        if start < other.end and other.start < span.end:
+            if start < other.start:
+                yield Span(start, other.start, span.type)
+            start = other.end
+    if start < span.end:
+        yield Span(start, span.end, span.type)
+
+
+def _joined(spans: Iterable[Span]) -> list[Span]:
+    joined: list[Span] = []
+    for span in spans:
+        if joined and joined[-1].end == span.start and joined[-1].type == span.type:
+            joined[-1] = Span(joined[-1].start, span.end, span.type)
+        else:
+            joined.append(span)
+    return joined
 
 
 def _masked(value: str) -> str:

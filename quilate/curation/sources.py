@@ -23,7 +23,7 @@ import pyarrow
 
 from quilate.config import Config
 from quilate.curation.documents import Raw, Refused
-from quilate.curation.streams import Broken, LimitsConfig, chunks, decode, is_binary, lines, whole
+from quilate.curation.streams import FREE_BYTES, Broken, LimitsConfig, chunks, decode, is_binary, lines, whole
 from quilate.data.tables import SourceConfig, locate, sniff_delimiter
 from quilate.errors import DataError, MachineError
 from quilate.files import digest, sha256_of_file
@@ -162,6 +162,7 @@ def _read(file: IO[bytes], place: Place, form: str) -> Iterator[Raw | Refused]:
 def _text(file: IO[bytes], place: Place) -> Iterator[Raw | Refused]:
     pending: list[str] = []
     size, started, unit, number = 0, 1, place.config.documents, 0
+    too_long = False  # what follows of such a document is not another one
     for number, line in enumerate(lines(file, place.limits), start=1):
         if line is None:
             yield Refused(place.at(number), "too long")
@@ -172,15 +173,15 @@ def _text(file: IO[bytes], place: Place) -> Iterator[Raw | Refused]:
             continue
         ends = unit == "line" or (unit == "paragraph" and not text.strip())
         size += len(line) + 1
-        if size > place.limits.document_bytes and unit != "line":
+        if size > place.limits.document_bytes and unit != "line" and not too_long:
             yield Refused(place.at(started), "too long")
-            pending, size, started = [], 0, number
-        if text.strip() or unit == "file":
+            pending, too_long = [], True
+        if (text.strip() or unit == "file") and not too_long:
             pending.append(text)
         if ends:
             if any(part.strip() for part in pending):
                 yield place.raw(started, "\n".join(pending).strip())
-            pending, size, started = [], 0, number + 1
+            pending, size, started, too_long = [], 0, number + 1, False
     if any(part.strip() for part in pending):
         yield place.raw(started, "\n".join(pending).strip())
 
@@ -240,8 +241,8 @@ def _csv(file: IO[bytes], place: Place) -> Iterator[Raw | Refused]:
     sample = [line for line, _ in zip(unread, range(_SAMPLE_LINES), strict=False)]
     delimiter = place.config.delimiter
     if delimiter == "auto":
-        delimiter = sniff_delimiter([None if line is None else place.decoded(line) for line in sample])
-        place.encodings.clear()
+        decoded = [None if line is None else decode(line, place.config.encoding) for line in sample]
+        delimiter = sniff_delimiter([None if found is None else found[0] for found in decoded])
     fed = _Fed((line for part in (sample, unread) for line in part), place)
     reader = csv.reader(fed, delimiter=delimiter, strict=True)
     rows = _Rows(place)
@@ -311,19 +312,45 @@ class _Fed:
 
 
 def _parquet(file: IO[bytes], place: Place) -> Iterator[Raw | Refused]:
+    """Rows one by one: a text that a file holds once, and names a million times, is never unpacked a million times."""
     from pyarrow import parquet
 
-    rows = _Rows(place)
-    number = 0
+    rows, allowed = _Rows(place), _allowed(file.seek(0, io.SEEK_END), place.limits)
+    file.seek(0)
     try:
-        for batch in parquet.ParquetFile(file).iter_batches(_BATCH_ROWS):
-            if batch.nbytes > place.limits.page_bytes * _BATCH_ROWS:
-                raise Broken("expands too much")
-            for row in batch.to_pylist():
+        with parquet.ParquetFile(file) as plain:
+            groups = [plain.metadata.row_group(index) for index in range(plain.num_row_groups)]
+            texts = [field.name for field in plain.schema_arrow if field.type in _TEXTS]
+        if sum(group.total_byte_size for group in groups) > allowed:
+            raise Broken("expands too much")
+        number = total = 0
+        for batch in parquet.ParquetFile(file, read_dictionary=texts).iter_batches(_BATCH_ROWS):
+            for index in range(len(batch)):
+                row = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
+                total += sum(map(_size, row.values()))
+                if total > allowed:
+                    raise Broken("expands too much")
                 number += 1
                 yield rows.document(number, row)
     except (pyarrow.ArrowException, OSError) as error:
         raise Broken("unreadable") from error
+
+
+_TEXTS = (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary())
+
+
+def _size(cell: Any) -> int:
+    """The characters or bytes of a cell, of lists and records in it too."""
+    if isinstance(cell, Mapping):
+        return sum(map(_size, cell.values()))
+    if isinstance(cell, list):
+        return sum(map(_size, cell))
+    return len(cell) if isinstance(cell, str | bytes) else 0
+
+
+def _allowed(packed: int, limits: LimitsConfig) -> float:
+    """The most bytes that so many packed ones may become."""
+    return min(limits.file_bytes, max(FREE_BYTES, limits.expansion * packed))
 
 
 def _page(kind: Literal["html", "pdf", "docx"]) -> Reader:
@@ -401,14 +428,16 @@ def _zip(file: IO[bytes], place: Place) -> Iterator[Raw | Refused]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
+            packed = unpacked = 0
             for member in members:
                 inside = _inside(member.filename, place)
                 mode = member.external_attr >> 16
                 if _is_unsafe(member.filename) or (mode and stat.S_ISLNK(mode)):
                     yield Refused(inside.file, "unsafe name")
-                elif member.file_size > max(2**24, place.limits.expansion * member.compress_size):
+                elif unpacked + member.file_size > _allowed(packed + member.compress_size, place.limits):
                     yield Refused(inside.file, "expands too much")
                 else:
+                    packed, unpacked = packed + member.compress_size, unpacked + member.file_size
                     with archive.open(member) as content:  # reads no more than `file_size`
                         yield from _read_member(content, inside)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as error:

@@ -23,7 +23,7 @@ from quilate.data.lines import split_lines
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _CHUNK_BYTES = 2**16
-_FREE_BYTES = 16 * 2**20  # guess: no ratio is looked at below; small files may be repetitive
+FREE_BYTES = 16 * 2**20  # guess: no ratio is looked at below; small files may be repetitive
 
 _MULTIBYTE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 _HIGH = re.compile(rb"[\x80-\xff]")
@@ -90,7 +90,7 @@ def chunks(file: IO[bytes], limits: LimitsConfig) -> Iterator[bytes]:
     packed = head.startswith((_GZIP, _ZSTD))
     for chunk in _decompressed(counted, head):
         total += len(chunk)
-        if total > limits.file_bytes or (packed and total > max(_FREE_BYTES, limits.expansion * counted.taken)):
+        if total > limits.file_bytes or (packed and total > max(FREE_BYTES, limits.expansion * counted.taken)):
             raise Broken("expands too much")
         yield chunk
 

@@ -16,6 +16,7 @@ from quilate.curation.personal import (
     PersonalType,
     Redactor,
     Span,
+    TaggerConfig,
     valid_card,
     valid_iban,
     valid_national_id,
@@ -73,6 +74,20 @@ def spans(text: str) -> dict[str, list[str]]:
         ("la dosis 13/14/2014 no es una fecha", {}),
         ("Mujer de 46 años que desde hace 10 años fuma", {"age": ["46 años"]}),
         ("en 2003 y en 2003 ml", {"date": ["2003"]}),
+        ("Predni sona no: prednisona 10 mg, participan 120, manifiesta 3, nieta 2, tricipital 12", {}),
+        ("episodio 2 de sangrado, episodio 2003, historia de 7 días", {}),
+        ("DNI12345678Z, NHC5467980", {"record": ["12345678Z", "5467980"]}),
+        ("ES91 2100 0418 4502 0005 1332 EUR", {"iban": ["ES91 2100 0418 4502 0005 1332"]}),
+        ("ES9121000418450200051332 TITULAR ANA", {"iban": ["ES9121000418450200051332"]}),
+        ("ES9121000418450200051332X y ES9121000418450200051331", {}),
+        ("CP12 ES9121000418450200051332 EUR", {"iban": ["ES9121000418450200051332"]}),
+        ("BE68539007547034 BIC", {"iban": ["BE68539007547034"]}),
+        ("vitamina D. Tras dos meses, dímero D. Exámenes Generales, +0,50 D. Desapareció, 25-OH-D. Esta", {}),
+        ("Remitido por: D. Juan Pérez. D. Luis Gil vino", {"name": ["Juan Pérez", "Luis Gil"]}),
+        ("Teléfono: 912345678\n28001 Madrid", {"phone": ["912345678"], "postcode": ["28001"]}),
+        ("Tel. 912345678 3 de mayo", {"phone": ["912345678"], "date": ["3 de mayo"]}),
+        ("Tel. +33 1 23 45 67 89", {"phone": ["+33 1 23 45 67 89"]}),
+        ("el 1.234.567-L", {"national_id": ["1.234.567-L"]}),
     ],
 )
 def test_what_is_found(text: str, expected: dict[str, list[str]]) -> None:
@@ -99,6 +114,23 @@ def test_a_further_recognizer_is_heard_and_yields_to_the_rules() -> None:
     redacted = Redactor(PersonalDataConfig(), [places]).redact(TEXT)
     assert redacted.text == "La Dra. [NAME] (tel. [PHONE]) vio a la [PLACE] el 3/5/2014."
     assert dict(redacted.found) == {"name": 1, "phone": 1, "place": 1}
+
+
+def test_what_a_further_recognizer_finds_beyond_a_rule_is_not_left_standing() -> None:
+    """The rule finds `Núñez`; a model that saw the whole of it must not be silenced by a part."""
+    found = [Span(3, TEXT.index("tel."), "name"), Span(TEXT.index("5 00"), TEXT.index("o a la"), "name")]
+    redactor = Redactor(PersonalDataConfig(), [lambda _: found])
+    assert [(TEXT[s.start : s.end], s.type) for s in redactor.spans(TEXT)] == [
+        ("Dra. Núñez", "name"), ("948 29 65 00", "phone"), (") vi", "name"),
+    ]  # fmt: skip
+    assert redactor.redact(TEXT).text == "La [NAME] (tel. [PHONE][NAME]o a la niña el 3/5/2014."
+
+
+def test_an_action_for_what_is_not_looked_for_is_refused() -> None:
+    with pytest.raises(ValueError, match="'phones', which is not looked for: email"):
+        PersonalDataConfig(actions={"phones": "drop"})
+    tagger = TaggerConfig(path="x", labels={"TERRITORIO": "place"})
+    assert PersonalDataConfig(actions={"place": "mask"}, tagger=tagger).actions == {"place": "mask"}
 
 
 @pytest.mark.data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from support import SENTENCES
@@ -13,6 +13,7 @@ from quilate.curation import gopher, words
 from quilate.curation.gopher import STOP_WORDS, QualityConfig, RepetitionConfig
 from quilate.curation.languages import Identifier, LanguageConfig
 from quilate.curation.linewise import LineConfig, correct_lines, line_rule
+from quilate.curation.personal import PersonalDataConfig, PersonalType, Redactor
 from quilate.curation.urls import UrlConfig, UrlRules
 from quilate.errors import ConfigError
 
@@ -143,6 +144,14 @@ def test_addresses(tmp_path: Path) -> None:
 )
 def test_lines_by_hand(line: str, rule: str | None) -> None:
     assert line_rule(line, LineConfig()) == rule
+
+
+@pytest.mark.parametrize(("part", "rule"), [(",", None), (".", None), ("C.", "capitals"), ("1,", None), ("- ", None)])
+def test_no_rule_takes_hours_on_a_line_made_for_it(part: str, rule: str | None) -> None:
+    """A rule whose time grows with the square of a line's length would not come back from these."""
+    line = part * 300_000
+    assert line_rule(f"{line} a", LineConfig()) == rule
+    assert Redactor(PersonalDataConfig(types=list(get_args(PersonalType)))).redact(line).text == line
 
 
 def test_a_document_that_loses_too_much_is_dropped() -> None:

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from quilate.curation.documents import REASONS, Raw, Refused
 from quilate.curation.extraction import Extractor
 from quilate.curation.sources import Place, RawSourceConfig, files_of, read
-from quilate.curation.streams import Broken, LimitsConfig, decode
+from quilate.curation.streams import FREE_BYTES, Broken, LimitsConfig, decode
 from quilate.errors import DataError
 
 TEXTS = ["La niña tosió; ¿mejoró? Sí.", "El señor «Íñigo»\nno refiere dolor."]
@@ -218,6 +218,47 @@ def test_a_bomb_is_dropped_in_bounded_time_and_memory(tmp_path: Path, packing: s
     tracemalloc.stop()
     assert documents == [] and [reason for _, reason in refused] == ["expands too much"]
     assert peak < 64 * 2**20
+
+
+def test_an_archive_of_many_small_bombs_is_one(tmp_path: Path) -> None:
+    """No member is above what any file may unpack to; all of them together are."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(40):
+            archive.writestr(f"{number}.txt", "La niña tose.\n" * 2**16)  # 1 MB in 3 kB
+    documents, refused = taken(tmp_path)
+    assert 10 <= len(documents) < 25 and len(documents) + len(refused) == 40
+    assert {reason for _, reason in refused} == {"expands too much"}
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()], ids=str)
+def test_a_parquet_that_names_one_text_a_thousand_times_is_a_bomb(tmp_path: Path, kind: pyarrow.DataType) -> None:
+    text = "La niña tose. " * 20_000
+    cells = {"text": pyarrow.array([text] * 400, kind)}
+    parquet.write_table(pyarrow.table(cells), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 2**20 < len(text) * 400
+    tracemalloc.start()
+    documents, refused = taken(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [reason for _, reason in refused] == ["expands too much"]
+    assert sum(len(document.content) for document in documents) <= FREE_BYTES
+    assert peak < 64 * 2**20
+
+
+def test_texts_in_lists_count_as_texts(tmp_path: Path) -> None:
+    lists = [["La niña tose. " * 20_000] * 4] * 100
+    parquet.write_table(pyarrow.table({"partes": lists}), tmp_path / "a.parquet")
+    documents, refused = taken(tmp_path, text="{{ partes | length }}")
+    assert [reason for _, reason in refused] == ["expands too much"] and len(documents) < 100
+
+
+def test_a_document_that_is_too_long_is_left_out_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(f"línea {n}" for n in range(3_000)), encoding="utf-8")
+    documents, refused = taken(tmp_path, LimitsConfig(document_bytes=10_000), documents="file")
+    assert (documents, refused) == ([], [("a.txt:1", "too long")])
+    (tmp_path / "a.txt").write_text("corto\n\n" + "largo y más\n" * 2_000 + "\notro", encoding="utf-8")
+    documents, refused = taken(tmp_path, LimitsConfig(document_bytes=10_000), documents="paragraph")
+    assert contents(documents) == ["corto", "otro"] and refused == [("a.txt:3", "too long")]
 
 
 def test_an_endless_line_costs_its_length_in_time_and_the_limit_in_memory(tmp_path: Path) -> None:

@@ -12,10 +12,14 @@ from support import SENTENCES
 from quilate.cli.main import run_command_line
 from quilate.config import Config, validate
 from quilate.curation.config import CurateConfig
+from quilate.curation.personal import TaggerConfig
 from quilate.engine.interrupts import StopRequest
-from quilate.errors import ConfigError
+from quilate.errors import ConfigError, DataError
+from quilate.inference.scorer import MajorityScorer
+from quilate.inference.spans import GazetteerTagger
 from quilate.phases.corpus import CORPUS, CorpusConfig, CorpusStageConfig, corpus_documents
-from quilate.phases.curate import CURATE
+from quilate.phases.curate import CURATE, recognizer_of
+from quilate.phases.inputs import TASK, TaskStageConfig
 from quilate.phases.stage import StageContext
 from quilate.recipe.graph import build_graph
 from quilate.recipe.schema import Recipe
@@ -64,6 +68,56 @@ def test_the_graph_follows_content_and_thresholds(tmp_path: Path) -> None:
     (tmp_path / "notas.txt").write_text("La niña no tose.", encoding="utf-8")
     changed = build_graph(recipe(), tmp_path).nodes
     assert len({nodes["corpus-clinica"].id for nodes in (first, other, changed)}) == 3
+
+
+def test_the_passage_of_a_question_is_kept_out_too(tmp_path: Path) -> None:
+    passages = [" ".join(f"palabra{n}x{i}" for i in range(40)) for n in range(8)]
+    rows = [{"q": f"¿Qué tiene el paciente {n}?", "c": text, "a": text[:9]} for n, text in enumerate(passages)]
+    (tmp_path / "preguntas.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "notas.txt").write_text("\n".join([*passages, "Otra cosa muy distinta sin más."]), encoding="utf-8")
+    task = {"kind": "question_answering", "name": "p", "text": "q", "context": "c", "answer": "a"}
+    task |= {"split": {"train": 2, "dev": 3, "test": 3}}
+    config = validate(TaskStageConfig, {"task": task, "sources": {"all": {"path": "preguntas.jsonl"}}}, source="t")
+    TASK.run(context(config, tmp_path / "t", tmp_path))
+    off = dict.fromkeys(["language", "repetition", "quality", "lines", "near_duplicates", "substrings"])
+    curated = recipe(**off).curated["notas"]
+    report = CURATE.run(context(curated, tmp_path / "curated", tmp_path, task=tmp_path / "t"))
+    assert sum(n for what, n in report.counts.items() if what.startswith("decontaminate")) == 6
+
+
+def gazetteer(folder: Path, label: str) -> str:
+    """A finished arm's folder whose tagger knows one town."""
+    GazetteerTagger([label], {("pamplona",): label}).save(folder / "arm" / "scorer")
+    return "arm"
+
+
+def test_a_trained_tagger_finds_what_rules_do_not(tmp_path: Path) -> None:
+    texts = [f"Nota {n}, de Pamplona: {sentence} Tel. 948 29 65 00." for n, sentence in enumerate(SENTENCES)]
+    (tmp_path / "notas.txt").write_text("\n".join(texts), encoding="utf-8")
+    tagger = {"path": gazetteer(tmp_path, "TERRITORIO"), "labels": {"TERRITORIO": "place"}}
+    off = dict.fromkeys(["language", "repetition", "quality", "lines", "near_duplicates", "substrings"])
+    curated = recipe(**off, personal_data={"tagger": tagger}).curated["notas"]
+    report = CURATE.run(context(curated, tmp_path / "curated", tmp_path))
+    assert report.facts["personal_data"] == {"place": len(texts), "phone": len(texts)}
+    corpus = CorpusStageConfig(corpus=CorpusConfig(curated="notas", held_out=0.4))
+    CORPUS.run(context(corpus, tmp_path / "corpus", tmp_path, curated=tmp_path / "curated"))
+    kept = corpus_documents(tmp_path / "corpus", "train")
+    assert kept and all("de [PLACE]: " in text and text.endswith("Tel. [PHONE].") for text in kept)
+
+
+def test_a_tagger_is_part_of_what_a_curated_corpus_is_made_of(tmp_path: Path) -> None:
+    (tmp_path / "notas.txt").write_text("La niña tose.", encoding="utf-8")
+    found = recipe(personal_data={"tagger": {"path": gazetteer(tmp_path, "A")}})
+    first = build_graph(found, tmp_path).nodes["curated-notas"].id
+    gazetteer(tmp_path, "B")
+    assert build_graph(found, tmp_path).nodes["curated-notas"].id != first
+    with pytest.raises(DataError, match="is not the folder of a finished arm"):
+        build_graph(recipe(personal_data={"tagger": {"path": "nada"}}), tmp_path)
+    with pytest.raises(ConfigError, match="arm has no label 'C'"):
+        recognizer_of(TaggerConfig(path="arm", labels={"C": "name"}), tmp_path)
+    MajorityScorer(["a", "b"], [0.5, 0.5]).save(tmp_path / "arm" / "scorer")
+    with pytest.raises(DataError, match="holds no model that finds spans"):
+        recognizer_of(TaggerConfig(path="arm"), tmp_path)
 
 
 @pytest.mark.parametrize(
