@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from quilate.data.oasst import Tree, read_trees
 from quilate.errors import DataError
@@ -251,7 +251,7 @@ def _read_label(id: str, row: Row, collector: _Collector, limits: Limits) -> Non
 
 def _read_reward(id: str, row: Row, collector: _Collector, limits: Limits) -> None:
     reward = row.get("reward")
-    if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
+    if not _is_number(reward):
         raise _Unusable("a reward is not a finite number")
     draft = _draft_of(id, row, collector)
     index = draft.add(_not_empty(_completion(row, "completion")))
@@ -273,7 +273,7 @@ def _read_ranking(id: str, row: Row, collector: _Collector, limits: Limits) -> N
 
 def _rank(collector: _Collector, draft: _Draft, ranked: list[tuple[str, Any]]) -> None:
     """All C(K, 2) pairs of a ranking, 0 or 1 the best; equal ranks make none, and are counted."""
-    usable = [(text, rank) for text, rank in ranked if isinstance(rank, int | float) and not isinstance(rank, bool)]
+    usable = [(text, rank) for text, rank in ranked if _is_number(rank)]
     collector.counts["completions without a rank"] += len(ranked) - len(usable)
     if len(usable) < 2:
         raise _Unusable("fewer than two completions have a rank")
@@ -286,6 +286,16 @@ def _rank(collector: _Collector, draft: _Draft, ranked: list[tuple[str, Any]]) -
             collector.prefer(draft, better, worse, float(abs(rank - other_rank)))
         except _Unusable as reason:
             collector.counts[str(reason)] += 1
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether it can be compared; of a NaN, which tables hold where nothing stands, every comparison is false."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 def _draft_of(id: str, row: Row, collector: _Collector) -> _Draft:
@@ -438,7 +448,7 @@ def _read_item(id: str, row: Row, collector: _Collector, limits: Limits) -> None
     if scores is None:
         targets = row["targets"]
         scores = dict(zip(targets["choices"], targets["labels"], strict=True))
-    numbers = [score for score in scores.values() if isinstance(score, int | float)]
+    numbers = [score for score in scores.values() if _is_number(score)]
     if len(numbers) < len(scores) or len(scores) < 2:
         raise _Unusable("an item has fewer than two choices, or one without a score")
     if len(set(numbers)) < 2:

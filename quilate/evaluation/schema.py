@@ -436,6 +436,47 @@ class Tax(Part):
     higher_is_better: bool
 
 
+class RolloutHealth(Part):
+    """An iteration of online training: means over what was written in it.
+
+    Attributes:
+        kl: from the reference, in nats a completion; entropy: in nats a token.
+        without_spread: share of prompts whose completions all got one score; None where each has one completion.
+        explained_variance: of the returns, by the value model; None without one.
+        clipped: share of tokens whose gradient its steps stopped.
+    """
+
+    score: float
+    kl: float
+    entropy: float
+    tokens: Amount
+    ended: Share
+    without_spread: Share | None
+    explained_variance: float | None
+    clipped: Share | None
+
+
+class OnlineHealth(Part):
+    """A stage's first iteration and its last."""
+
+    stage: str
+    iterations: Count
+    first: RolloutHealth
+    last: RolloutHealth
+
+
+class RuleFound(Part):
+    """The share of held-out completions in which a rule of a stage's rewards is found, and its change, prompt by
+    prompt."""
+
+    stage: str
+    set: str
+    rule: str
+    before: Range
+    after: Range
+    change: Range
+
+
 class Alignment(Part):
     """What is known of the aligned models of a recipe and of the models that judge them.
 
@@ -458,6 +499,8 @@ class Alignment(Part):
     contests: list[WinRate]
     pair_accuracy: list[PairAccuracy]
     tax: list[Tax]
+    training: list[OnlineHealth] = []
+    rules: list[RuleFound] = []
     notices: list[Notice]
 
 

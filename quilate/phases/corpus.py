@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +24,7 @@ from quilate.rng import numpy_stream
 from quilate.tasks.columns import Condition, TextColumn, filter_rows
 from quilate.tasks.kinds import load_task
 from quilate.tasks.labels import Item
-from quilate.tasks.leaks import find_leaks
+from quilate.tasks.leaks import Leaks, find_leaks
 from quilate.tasks.task import Task
 
 CANARIES = "canaries.json"
@@ -82,6 +82,9 @@ class CorpusConfig(Config):
     measured with."""
     held_out_bytes: int = Field(default=50_000, ge=1)
     """Most bytes of held-out text to measure with; more would only cost time."""
+    drop_leaks: bool = False
+    """Leave out documents in which a test item of one of the recipe's tasks stands, and count them, instead of
+    stopping."""
     neighbours: NeighboursConfig | None = None
     """Train only on documents near the task's training texts (kNN-TAPT); what is held out stays as it is."""
     canaries: CanariesConfig | None = None
@@ -115,11 +118,14 @@ def _run(context: StageContext[CorpusStageConfig]) -> StageReport:
         documents = documents[: config.max_documents]
     if config.max_bytes is not None:
         documents, counts["documents beyond max_bytes"] = _first_bytes(documents, config.max_bytes)
-    if "task" in context.inputs:
-        task = load_task(context.inputs["task"] / "task")
+    if config.drop_leaks:
+        clean = _without_leaks(documents, source_of, tasks_among(context.inputs))
+        counts["documents that hold test items"] = len(documents) - len(clean)
+        documents = clean
+    else:
         # Whole sources too: cut into sentences, a test item of several would go unseen.
         texts = list(dict.fromkeys([*documents, *(source_of[d] for d in documents)]))
-        refuse_leak(texts, task, config.path, allow=context.config.allow_leak)
+        refuse_leaks(texts, tasks_among(context.inputs), config.path, allow=context.config.allow_leak)
     language = _check_language(documents, config, context.note, counts)
     held_out = [d for d in documents if _draw(source_of[d]) < config.held_out]
     train = [d for d in documents if _draw(source_of[d]) >= config.held_out]
@@ -271,20 +277,45 @@ def _draw(document: str) -> float:
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:6], "big") / 2**48
 
 
-def refuse_leak(documents: list[str], task: Task, path: str, *, allow: bool) -> None:
-    """Stop if test items of the task stand in a corpus: as a document or line of it, or by n-gram overlap.
+def tasks_among(inputs: Mapping[str, Path]) -> list[Task]:
+    """The recipe's task and its further ones, of a stage's inputs."""
+    return [load_task(folder / "task") for role, folder in inputs.items() if role == "task" or role.startswith("task:")]
+
+
+def refuse_leaks(documents: list[str], tasks: Iterable[Task], path: str, *, allow: bool) -> None:
+    """Stop if test items of a task stand in a corpus: as a document or line of it, or by n-gram overlap.
 
     Raises:
-        GateError: some do, and that is not allowed.
+        GateError: some do, and neither `allow` nor the task allows it.
     """
-    lines = {line.strip() for document in documents for line in (document, *document.splitlines())}
+    for task in tasks:
+        leaks, _ = _leaks_of(documents, task)
+        if leaks.items and not allow and not task.config.allow_leak:
+            raise GateError(
+                f"{len(leaks.items)} of {len(task.test)} test items of {task.name} stand in the corpus {path}",
+                hint="take them out (a corpus: `drop_leaks: true`), or set task.allow_leak: true, and every report "
+                "will say so",
+            )
+
+
+def _leaks_of(documents: Iterable[str], task: Task) -> tuple[Leaks, set[str]]:
+    """What documents share with the task's test items, and those of the documents and of their lines that do."""
+    lines = {part for document in documents for part in _parts(document)}
     corpus = [Item(str(i), text, "", f"corpus {i}") for i, text in enumerate(sorted(lines)) if text]
     leaks = find_leaks(corpus, task.test)
-    if leaks.items and not allow:
-        raise GateError(
-            f"{len(leaks.items)} of {len(task.test)} test items of {task.name} stand in the corpus {path}",
-            hint="take them out of the corpus, or set task.allow_leak: true, and every report will say so",
-        )
+    return leaks, {item.text for item in corpus if item.id in leaks.earlier}
+
+
+def _parts(document: str) -> set[str]:
+    """A document and its lines: a test item may be either."""
+    return {part.strip() for part in (document, *document.splitlines())}
+
+
+def _without_leaks(documents: Sequence[str], source_of: Mapping[str, str], tasks: Iterable[Task]) -> list[str]:
+    """The documents in which no test item stands, nor in what they are cut from."""
+    texts = {*documents, *(source_of[d] for d in documents)}
+    guilty = set[str]().union(*(_leaks_of(texts, task)[1] for task in tasks))
+    return [d for d in documents if guilty.isdisjoint(_parts(d) | _parts(source_of[d]))]
 
 
 def corpus_documents(folder: Path, part: str) -> list[str]:

@@ -70,16 +70,17 @@ def test_rankings_give_all_pairs_but_ties_and_missing_ranks() -> None:
         {"prompt": "p", "completions": ["a", "b", "c", "d", "e"], "ranks": [2, 0, 1, 1, None]},
         {"prompt": "q", "completions": ["a", "b"], "ranks": [0]},
         {"prompt": "r", "completions": ["a", "b"], "ranks": [None, 1]},
+        {"prompt": "s", "completions": ["a", "b"], "ranks": [0.0, float("nan")]},  # as Parquet has a missing number
     )
     [judged] = found.prompts
     assert ordered(judged) == {("b", "c"), ("b", "d"), ("b", "a"), ("c", "a"), ("d", "a")}
     strengths = {judged.completions[p.worse]: p.strength for p in judged.pairs if judged.completions[p.better] == "b"}
     assert strengths == {"c": 1.0, "d": 1.0, "a": 2.0}
     assert found.counts == {
-        "completions without a rank": 2,
+        "completions without a rank": 3,
         "tied pairs": 1,
         "completions and ranks are not lists of one length": 1,
-        "fewer than two completions have a rank": 1,
+        "fewer than two completions have a rank": 2,
     }
     labels = dict(zip(judged.completions, judged.desirable(), strict=True))
     assert labels == {"a": False, "b": True, "c": None, "d": None}  # c and d won one and lost one
@@ -134,6 +135,8 @@ def test_items_of_bigbench_in_both_layouts(tmp_path: Path) -> None:
         "an item has fewer than two choices, or one without a score": 1,
     }
     assert ordered(read(chosen).prompts[0]) == {("sí", "no")}
+    with pytest.raises(DataError, match="one without a score"):
+        read({"input": "¿?", "target_scores": {"a": float("nan"), "b": 1}})
 
 
 def transcript(*turns: str) -> str:

@@ -30,7 +30,8 @@ class Stage:
     def run(self, **config: Any) -> StageReport:
         self.notes.clear()
         settings = CorpusStageConfig(corpus=CorpusConfig(held_out=0.4, **config), allow_leak=False)
-        inputs = {"task": self.folder} if (self.folder / "task").exists() else {}
+        roles = {"task": self.folder, "task:otra": self.folder / "otra"}
+        inputs = {role: folder for role, folder in roles.items() if (folder / "task").exists()}
         return CORPUS.run(
             StageContext(
                 settings, inputs, self.folder, 0, self.folder, lambda _: None, self.notes.append, StopRequest()
@@ -111,6 +112,14 @@ def test_test_item_of_two_sentences_is_found_in_a_corpus_of_sentences(stage: Sta
     for unit in ("paragraph", "sentence"):
         with pytest.raises(GateError, match="1 of 8 test items"):
             stage.run(path="notas.txt", documents=unit)
+        report = stage.run(path="notas.txt", documents=unit, drop_leaks=True)
+        train, held_out = stage.parts()
+        assert report.counts["documents that hold test items"] == {"paragraph": 1, "sentence": 2}[unit]
+        assert not any(part in item for part in train + held_out)
+    (stage.folder / "otra").mkdir()
+    (stage.folder / "task").rename(stage.folder / "otra" / "task")  # now a further task of the recipe
+    with pytest.raises(GateError, match="1 of 8 test items"):
+        stage.run(path="notas.txt")
 
 
 def test_another_language_is_warned_of_with_its_share(stage: Stage) -> None:
