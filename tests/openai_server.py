@@ -90,6 +90,13 @@ class ModelServer(ThreadingHTTPServer):
         }
 
 
+ODD: dict[str, Any] = {
+    "kept back": {"choices": [{"finish_reason": "content_filter"}]},
+    "half a pair": {"choices": [{"text": "\ud800"}]},
+    "negative usage": {"usage": {"prompt_tokens": -5_000_000}},
+}
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: ModelServer
 
@@ -116,6 +123,12 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         if server.key and self.headers.get("Authorization") != f"Bearer {server.key}":
             return self._send(401, b'{"error": "secreto"}')
+        if fault == "stalled refusal":
+            self.send_response(503)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            time.sleep(2.5)
+            return None
         if isinstance(fault, int):
             return self._send(fault, f'{{"error": {json.dumps(str(body))}}}'.encode())
         if fault == "slow":
@@ -125,9 +138,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "no choices":
             return self._send(200, b'{"object": "nothing"}')
         value = server.answer(self.path, body)
+        value |= ODD.get(str(fault), {})
         if fault == "no usage":
             del value["usage"]
-        else:
+        elif fault != "negative usage":
             with server.lock:
                 server.asked.append(body)
                 server.read += value["usage"]["prompt_tokens"]

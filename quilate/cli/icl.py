@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -75,7 +76,8 @@ def icl(
     out
         The run's folder; runs/FILE-icl by default.
     show
-        Print the first test item's prompt exactly as the model sees it, and score nothing; texts only --with-text.
+        Print the first test item's prompt as the model sees it, how many tokens it has and what is cut, and score
+        nothing; texts only --with-text.
     with_text
         With --show: the texts too, instead of their places.
     json
@@ -109,9 +111,11 @@ def _show_prompt(
     from quilate.cli.single import recipe_of
     from quilate.engine.interrupts import stop_on_signals
     from quilate.inference.scorer import PromptScorer, load_scorer
+    from quilate.models.load import context_of_directory, load_tokenizer
     from quilate.recipe.run import run_recipe
     from quilate.recipe.schema import Recipe
     from quilate.tasks.kinds import load_task
+    from quilate.tokenization.segments import opening_tokens
 
     recipe = config.validate(Recipe, recipe_of("icl", arm, flags, base=base, seed=seed), source="quilate icl")
     folder = out or Path("runs") / recipe.recipe
@@ -122,4 +126,13 @@ def _show_prompt(
     task = load_task(graph.nodes["task"].folder(folder) / "task")
     scorer = load_scorer(graph.nodes[f"icl-s{seed}"].folder(folder) / "scorer")
     assert isinstance(scorer, PromptScorer)  # an icl stage saves no other
-    print(scorer.show(task.test[0].text, with_text=with_text))
+    text = task.test[0].text
+    print(scorer.show(text, with_text=with_text))
+    prompts, labels = scorer.tokens([text])
+    tokenizer = load_tokenizer(scorer.model_path)
+    opening = tokenizer.convert_ids_to_tokens(opening_tokens(tokenizer))
+    room = context_of_directory(scorer.model_path) - max(map(len, labels))
+    said = f"{len(prompts[0]):,} tokens of at most {room:,}"
+    said += f", {' '.join(opening)} before the text" if opening else ""
+    said += "; what is over is cut out of the item's middle" if len(prompts[0]) > room else ""
+    print(said, file=sys.stderr)

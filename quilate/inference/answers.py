@@ -13,7 +13,7 @@ from quilate.inference.scorer import ProgressCallback, movable, silent
 from quilate.models.precision import Precision, compute_dtype
 from quilate.tasks.records import stretch_grammar
 from quilate.tasks.templates import PromptTemplate
-from quilate.tokenization.segments import prompt_tokens, shorten
+from quilate.tokenization.segments import KEPT_END, prompt_tokens, shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +58,8 @@ class AnswerWriter:
         template: Jinja text of one question; `instruction` and `demonstrations` (question, context, answer) go before.
         extractive: allow stretches of the context alone.
         max_new_tokens: an answer also ends after so many, and is counted.
+        max_prompt_tokens: prompts longer than that are cut in the question's middle, as in training; by default those
+            that leave an answer no place in the model's context.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class AnswerWriter:
         demonstrations: Sequence[tuple[str, str, str]] = (),
         extractive: bool,
         max_new_tokens: int,
+        max_prompt_tokens: int | None = None,
         precision: Precision = "auto",
     ) -> None:
         self.model_path = model
@@ -79,24 +82,29 @@ class AnswerWriter:
             "instruction": instruction,
             "extractive": extractive,
             "max_new_tokens": max_new_tokens,
+            "max_prompt_tokens": max_prompt_tokens,
             "precision": precision,
         }
+        self._max_prompt_tokens = max_prompt_tokens
         self._extractive, self._max_new_tokens, self._precision = extractive, max_new_tokens, precision
         self._loaded: tuple[PreTrainedTokenizerBase, Generator, int] | None = None
 
     def prompts(self, questions: Sequence[Asked]) -> list[str]:
         """The whole prompt of each question, as the model sees it."""
-        head = self._template.prefix()
-        for text, context, answer in self._demonstrations:
-            head += self._template.demonstration(text, answer, context=context)
+        head = self._head()
         return [head + self._template.prompt(q.text, context=q.context) for q in questions]
+
+    def _head(self) -> str:
+        """What stands before every question."""
+        solved = (self._template.demonstration(text, a, context=context) for text, context, a in self._demonstrations)
+        return self._template.prefix() + "".join(solved)
 
     def write(self, questions: Sequence[Asked], on_progress: ProgressCallback = silent) -> WrittenAnswers:
         """The answers: each the first line that the model writes.
 
         Raises:
             MachineError, ModelError: see `GrammarTokens`.
-            DataError: an answer has no room in the model's context.
+            DataError: an answer, or a question after the demonstrations, has no room in the model's context.
         """
         tokenizer, generator, vocabulary = self._load()
         room = generator.context - self._max_new_tokens
@@ -106,7 +114,9 @@ class AnswerWriter:
                 f"{generator.context} tokens",
                 hint="lower it",
             )
-        cut = [shorten(tokens, room) for tokens in prompt_tokens(tokenizer, self.prompts(questions))]
+        if self._max_prompt_tokens is not None:
+            room = min(room, self._max_prompt_tokens)
+        cut = self._fitting(tokenizer, questions, room)
         written = generator.generate(
             [tokens for tokens, _ in cut],
             max_new_tokens=self._max_new_tokens,
@@ -123,6 +133,21 @@ class AnswerWriter:
             unfinished=sum(not (tokens and tokens[-1] in generator.stop) for tokens in written),
             tokens=sum(len(tokens) for tokens, _ in cut) + sum(map(len, written)),
         )
+
+    def _fitting(
+        self, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Asked], room: int
+    ) -> list[tuple[list[int], bool]]:
+        """The prompts' tokens; of one that is too long the question is cut, and not the demonstrations before it."""
+        prompts = prompt_tokens(tokenizer, self.prompts(questions))
+        before = len(prompt_tokens(tokenizer, [self._head()])[0]) if self._head() else 0
+        if any(len(tokens) > room for tokens in prompts) and room - before < 2 * KEPT_END:
+            raise DataError(
+                f"{len(self._demonstrations)} demonstrations take {before} of the {room} tokens that a prompt may "
+                "have, which leaves no room for a question",
+                hint="show fewer or shorter ones, or lower max_new_tokens",
+            )
+        cut = [shorten(tokens[before:], room - before) for tokens in prompts]
+        return [(tokens[:before] + kept, was_cut) for tokens, (kept, was_cut) in zip(prompts, cut, strict=True)]
 
     def _load(self) -> tuple[PreTrainedTokenizerBase, Generator, int]:
         # Here, not above: transformers takes seconds to import, and a scorer may be loaded and not asked.

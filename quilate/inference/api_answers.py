@@ -28,19 +28,24 @@ class LabelAnswer:
 
 
 def text_of(response: Mapping[str, Any]) -> str:
-    """What the model wrote.
+    """What the model wrote; nothing where it was kept from it (`finish_reason: content_filter`, a tool's call).
 
     Raises:
         ValueError: the answer does not have the form of one.
     """
     try:
         choice = response["choices"][0]
-        text = choice["message"]["content"] if "message" in choice else choice["text"]
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"the answer has no {error}") from error
-    if text is not None and not isinstance(text, str):
+        text = choice["message"].get("content") if "message" in choice else choice.get("text")
+        if isinstance(text, list):  # in parts, some of which are no text
+            text = "".join(part["text"] for part in text if part.get("type", "text") == "text")
+        stopped = choice.get("finish_reason")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"the answer is malformed: {error}") from error
+    if text is None and ("message" in choice or stopped):
+        return ""
+    if not isinstance(text, str):
         raise ValueError("the answer's text is no text")
-    return text or ""
+    return text
 
 
 def label_named(text: str, verbalizers: Sequence[str]) -> int | None:
@@ -80,14 +85,23 @@ def from_first_token(response: Mapping[str, Any], verbalizers: Sequence[str]) ->
     """The scores by the log-probabilities listed for the answer's first token; by its text where there are none.
 
     A token counts for the labels it begins; where it begins several, for the one that the text names, if it is among
-    them, else for all of them alike.
+    them, else for all of them alike. A token that was written, and turned out to begin something else ("The", of "The
+    answer is ...", begins "therapy"), counts for none; where a label is named only after such a beginning, the text
+    decides.
     """
-    written = label_named(text_of(response), verbalizers)
+    text = text_of(response)
+    written = label_named(text, verbalizers)
     labels = [_plain(verbalizer) for verbalizer in verbalizers]
+    line = _plain(text.strip().partition("\n")[0])
+    agree = [label.startswith(line) or line.startswith(label) for label in labels]
+    if written is not None and not agree[written]:
+        return from_text(response, verbalizers)
     listed = _top_logprobs(response)
     mass = np.zeros(len(labels))
     for token, logprob in listed:
         begins = [i for i, label in enumerate(labels) if token and label.startswith(token)]
+        if line.startswith(token):
+            begins = [i for i in begins if agree[i]]
         if written in begins:
             begins = [written]
         for label in begins:

@@ -26,10 +26,12 @@ from urllib.parse import urlsplit
 
 from quilate.errors import ConfigError, GateError, MachineError, QuilateError, UsageError
 from quilate.files import digest, folder_lock, write_text
+from quilate.inference.api_answers import text_of
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 LONGEST_WAIT = 60.0  # seconds; guess: an endpoint that wants more is down
 TEMPLATE_TOKENS = 64  # guess: what a chat template adds to a conversation, and as much for every message
+LIMITS = ("max_tokens", "max_completion_tokens")  # of an answer; endpoints want one or the other
 MAX_ANSWER_BYTES = 16_000_000  # guess: far above any answer of a few tokens with its log-probabilities
 
 
@@ -68,7 +70,7 @@ class Request:
         content = self.body["prompt"] if "prompt" in self.body else self.body["messages"]
         parts = [content] if isinstance(content, str) else [message["content"] for message in content]
         read = sum(len(part.encode()) + TEMPLATE_TOKENS for part in parts) + TEMPLATE_TOKENS
-        return read, int(self.body["max_tokens"])
+        return read, max(int(self.body.get(key) or 0) for key in LIMITS)
 
 
 @dataclass(frozen=True)
@@ -256,16 +258,15 @@ class ApiClient:
                 content = answer.read(MAX_ANSWER_BYTES)
         except urllib.error.HTTPError as error:
             with error:
-                raise self._refusal(error.code, error.headers, error.read(MAX_ANSWER_BYTES)) from error
+                raise self._refusal(error.code, error.headers, _words(error)) from error
         except urllib.error.URLError as error:  # it could not be sent: refused, no such host
             raise _Retriable(f"{type(error.reason).__name__}: {error.reason}") from error
         except (OSError, HTTPException) as error:  # it was sent, and no whole answer came: timed out, reset, cut off
             raise _Retriable(f"{type(error).__name__}: {error}", charged=True) from error
         try:
             value = json.loads(content)
-            if not isinstance(value["choices"], list) or not value["choices"]:
-                raise ValueError("no choices")
-        except (ValueError, KeyError, TypeError) as error:
+            text_of(value)
+        except ValueError as error:
             raise _Retriable("an answer that is not what the protocol says", charged=True) from error
         return dict(value)
 
@@ -295,7 +296,7 @@ class ApiClient:
             "written": written,
             "cost": self.prices.of(read, written),
         }
-        text = json.dumps(line, ensure_ascii=False) + "\n"
+        text = json.dumps(line) + "\n"  # escaped: an answer may hold half of a surrogate pair, which UTF-8 cannot
         with self._changed:
             descriptor = os.open(self._path(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             with os.fdopen(descriptor, "ab") as file:
@@ -329,13 +330,22 @@ class ApiClient:
                 ) from error
 
 
+def _words(error: urllib.error.HTTPError) -> bytes:
+    """What a refusal says; nothing if it does not come."""
+    try:
+        return error.read(MAX_ANSWER_BYTES)
+    except (OSError, HTTPException):
+        return b""
+
+
 def _usage(value: dict[str, Any]) -> tuple[int, int] | None:
     """Tokens read and written, as the server counts them; None if it does not say."""
     usage = value.get("usage")
     try:
-        return int(usage["prompt_tokens"]), int(usage.get("completion_tokens") or 0)  # type: ignore[index,union-attr]
-    except (KeyError, TypeError, ValueError, AttributeError):
+        read, written = int(usage["prompt_tokens"]), int(usage.get("completion_tokens") or 0)  # type: ignore[index,union-attr]
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         return None
+    return (read, written) if read >= 0 and written >= 0 else None
 
 
 def _seconds(header: str | None) -> float | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ import numpy as np
 from quilate.errors import QuilateError
 from quilate.files import make_folder, write_json
 from quilate.inference.api_answers import LabelAnswer, from_first_token, from_text, likelihood
-from quilate.inference.api_client import ApiClient, Endpoint, Prices, Request, Response, is_loopback
+from quilate.inference.api_client import LIMITS, ApiClient, Endpoint, Prices, Request, Response, is_loopback
 from quilate.inference.demonstrations import Pool
 from quilate.inference.prompts import Demonstration, PlainLayout, chat_messages
 from quilate.inference.scores import LabelScores, Normalization
@@ -30,13 +30,19 @@ TOP_TOKENS = {"chat": 20, "completions": 5}  # the most that OpenAI's API lists
 @dataclass(frozen=True)
 class Asking:
     """How a model is asked: `endpoint` chat or completions; `answers` read from the likelihood of every label (echoed
-    prompts), the first token's log-probabilities, or the text; at most `max_tokens` written."""
+    prompts), the first token's log-probabilities, or the text; at most `max_tokens` written. `request` holds further
+    keys of a request's body, or others in place of ours; None takes one out."""
 
     model: str
     endpoint: Path_
     answers: Answers
     normalization: Normalization
     max_tokens: int
+    request: Mapping[str, Any] = field(default_factory=dict)
+
+    def asks(self, path: str, body: dict[str, Any]) -> Request:
+        """A request with what the endpoint wants otherwise."""
+        return Request(path, {key: value for key, value in (body | dict(self.request)).items() if value is not None})
 
 
 class ApiScorer:
@@ -157,9 +163,11 @@ class ApiScorer:
         return responses
 
     def _echo(self, prompt: str) -> Request:
-        body = {"model": self.asking.model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "echo": True,
-                "logprobs": 1}  # fmt: skip
-        return Request("/completions", body)
+        body = {"model": self.asking.model, "prompt": prompt, "temperature": 0}
+        asked = self.asking.asks("/completions", body)
+        # Whatever limit the endpoint wants for answers, an echo needs one token.
+        own = {key: value for key, value in asked.body.items() if key not in LIMITS}
+        return Request(asked.path, own | {"max_tokens": 1, "echo": True, "logprobs": 1})
 
     def _question(self, shown: Sequence[Demonstration], text: str) -> Request:
         asking = self.asking
@@ -168,10 +176,10 @@ class ApiScorer:
         if asking.endpoint == "chat":
             body["messages"] = chat_messages(self.template, shown, text)
             body |= {"logprobs": True, "top_logprobs": TOP_TOKENS["chat"]} if listed else {}
-            return Request("/chat/completions", body)
+            return asking.asks("/chat/completions", body)
         body["prompt"] = str(PlainLayout(self.template).prompt(shown, text))
         body |= {"logprobs": TOP_TOKENS["completions"]} if listed else {}
-        return Request("/completions", body)
+        return asking.asks("/completions", body)
 
     def save(self, folder: Path) -> None:
         make_folder(folder)

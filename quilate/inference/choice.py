@@ -143,7 +143,7 @@ class ChoicePromptScorer:
         model: a model or adapter directory.
         form: whether it is asked for an option's `text` or its `letter`.
         template: Jinja text of one question; `instruction` and `demonstrations` (question, right place) go before it.
-        normalization: see `score_answers`.
+        normalization, max_prompt_tokens: see `score_answers`.
     """
 
     def __init__(
@@ -155,6 +155,7 @@ class ChoicePromptScorer:
         instruction: str = "",
         demonstrations: Sequence[tuple[Asked, int]] = (),
         normalization: Normalization = "mean",
+        max_prompt_tokens: int | None = None,
         precision: Precision = "auto",
     ) -> None:
         self.model_path, self.form = model, form
@@ -165,9 +166,10 @@ class ChoicePromptScorer:
             "template": template,
             "instruction": instruction,
             "normalization": normalization,
+            "max_prompt_tokens": max_prompt_tokens,
             "precision": precision,
         }
-        self._normalization = normalization
+        self._normalization, self._max_prompt_tokens = normalization, max_prompt_tokens
         self._precision = precision
         self._loaded: LoadedModel | None = None
 
@@ -201,6 +203,7 @@ class ChoicePromptScorer:
             prompts,
             [answer_tokens(tokenizer, answers) for answers in said],
             item_lengths=[len(tokens) - before for tokens in prompts],
+            max_prompt_tokens=self._max_prompt_tokens,
             normalization=self._normalization,
             on_progress=on_progress,
         )

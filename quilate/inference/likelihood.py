@@ -77,14 +77,16 @@ def score_tokens(
     labels: Sequence[list[int]],
     *,
     item_lengths: Sequence[int] | None = None,
+    max_prompt_tokens: int | None = None,
     normalization: Normalization = "mean",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LabelScores:
     """Score the same labels after every prompt; see `score_answers`, which it calls."""
     answers = [labels] * len(prompts)
     found = score_answers(
-        model, prompts, answers, item_lengths=item_lengths, normalization=normalization, on_progress=on_progress
-    )
+        model, prompts, answers, item_lengths=item_lengths, max_prompt_tokens=max_prompt_tokens,
+        normalization=normalization, on_progress=on_progress,
+    )  # fmt: skip
     return found if prompts else LabelScores(np.empty((0, len(labels))), truncated=0, tokens=0)
 
 
@@ -95,6 +97,7 @@ def score_answers(
     answers: Sequence[Sequence[list[int]]],
     *,
     item_lengths: Sequence[int] | None = None,
+    max_prompt_tokens: int | None = None,
     normalization: Normalization = "mean",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LabelScores:
@@ -104,6 +107,8 @@ def score_answers(
         prompts: tokens; answers: of each prompt, the tokens of each of its answers.
         item_lengths: how many tokens at each prompt's end are the item's own: only these are cut when a prompt is too
             long. By default all that the prompts do not share.
+        max_prompt_tokens: prompts longer than that are too long, as they were in training; by default those that
+            leave the longest answer no place in the model's context.
         normalization: "mean" divides by the answer's tokens, which keeps long ones in the race when a base model is
             prompted (Brown et al. 2020, section 2.4); "sum" is the answer's log-probability, what fine-tuning
             maximizes, and with "characters" what the caller divides; "first" is that of its first token alone.
@@ -122,13 +127,14 @@ def score_answers(
             "a prompt is empty: there is nothing before the label", hint="give the template some fixed words"
         )
     shared = common_prefix_length(prompts)
-    own = [len(tokens) - shared for tokens in prompts]
-    if item_lengths is not None:
-        own = [min(mine, length) for mine, length in zip(own, item_lengths, strict=True)]
+    if item_lengths is not None:  # one prompt shares nearly all of itself with itself, its item too
+        shared = min([shared, *(len(tokens) - own for tokens, own in zip(prompts, item_lengths, strict=True))])
+    own = item_lengths or [len(tokens) - shared for tokens in prompts]
     context = context_length(model)
     items, truncated = [], 0
     for index, (tokens, mine, tree) in enumerate(zip(prompts, own, _trees(answers, normalization), strict=True)):
-        room = _Room(context, int(tree.lengths.max()))
+        longest = int(tree.lengths.max())
+        room = _Room(context if max_prompt_tokens is None else min(context, max_prompt_tokens + longest), longest)
         kept, was_cut = _cut(tokens, shared, mine, room)
         items.append(_Item(index, kept, tree))
         truncated += was_cut

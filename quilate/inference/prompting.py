@@ -37,9 +37,11 @@ class LoadedModel:
     def of(cls, directory: Path, dtype: torch.dtype) -> LoadedModel:
         return cls(load_causal(directory, dtype=dtype), load_tokenizer(directory))
 
-    def asker(self, layout: Layout, verbalizers: Sequence[str], normalization: Normalization) -> Asker:
+    def asker(
+        self, layout: Layout, verbalizers: Sequence[str], normalization: Normalization, max_prompt_tokens: int | None
+    ) -> Asker:
         labels = answer_tokens(self.tokenizer, verbalizers, start=layout.answer_start)
-        return Asker(self, layout, verbalizers, labels, normalization)
+        return Asker(self, layout, verbalizers, labels, normalization, max_prompt_tokens)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.floating]:
         """[texts, D] the model's last hidden states, averaged over each text."""
@@ -99,6 +101,7 @@ class Asker:
     verbalizers: Sequence[str]
     labels: list[list[int]]
     normalization: Normalization
+    max_prompt_tokens: int | None
 
     def __call__(
         self,
@@ -123,6 +126,7 @@ class Asker:
             whole,
             self.labels,
             item_lengths=own,
+            max_prompt_tokens=self.max_prompt_tokens,
             normalization=self.normalization,
             on_progress=on_progress,
         )

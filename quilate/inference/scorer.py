@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from quilate.errors import DataError
-from quilate.files import make_folder, read_json, write_json
+from quilate.files import digest, make_folder, read_json, sha256_of_tree, write_json
 from quilate.inference.calibration import CONTENT_FREE, Calibration, contextual, domain_pmi
 from quilate.inference.demonstrations import TFIDF, Pool
 from quilate.inference.prompts import Demonstration, Format, Layout, closing_words, layout_of
@@ -126,7 +126,7 @@ class PromptScorer:
         template: Jinja text of one item; `instruction` and `demonstrations` (text, verbalizer) go before it.
         pool: gives every item its own demonstrations instead.
         style: plain text, or a conversation through the model's chat template.
-        normalization: see `score_tokens`; calibration: see quilate.inference.calibration.
+        normalization, max_prompt_tokens: see `score_answers`; calibration: see quilate.inference.calibration.
         domain_prompt: the premise of `domain_pmi`; the template's closing words if empty.
     """
 
@@ -144,6 +144,7 @@ class PromptScorer:
         normalization: Normalization = "mean",
         calibration: Calibration = "none",
         domain_prompt: str = "",
+        max_prompt_tokens: int | None = None,
         precision: Precision = "auto",
     ) -> None:
         self.model_path, self.labels, self.verbalizers = model, labels, verbalizers
@@ -152,6 +153,7 @@ class PromptScorer:
         self.pool, self.style = pool, style
         self.calibration, self._domain_prompt = calibration, domain_prompt
         self.normalization, self._precision = normalization, precision
+        self._max_prompt_tokens = max_prompt_tokens
         self._loaded: LoadedModel | None = None
 
     def with_prompt(
@@ -226,7 +228,7 @@ class PromptScorer:
 
     def score(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> LabelScores:
         shown, fewer = self._shown(texts)
-        ask = self.loaded().asker(self._layout(), self.verbalizers, self.normalization)
+        ask = self.loaded().asker(self._layout(), self.verbalizers, self.normalization, self._max_prompt_tokens)
         found = ask(shown, texts, on_progress)
         scores, tokens = found.scores, found.tokens
         if self.calibration == "contextual" and texts:
@@ -254,6 +256,7 @@ class PromptScorer:
             "normalization": self.normalization,
             "calibration": self.calibration,
             "domain_prompt": self._domain_prompt,
+            "max_prompt_tokens": self._max_prompt_tokens,
             "precision": self._precision,
         }
         if self.pool is not None:
@@ -321,6 +324,10 @@ class HeadScorer:
         self._long, self._link = long, link
         self._loaded: tuple[Any, Any] | None = None
 
+    def encoding(self) -> dict[str, Any]:
+        """What the vectors of a text depend on, beside the model."""
+        return {key: self._saved[key] for key in ("template", "pooling", "max_item_tokens", "long", "precision")}
+
     def features(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> Features:
         """The vectors [texts, D] that the head multiplies."""
         # Here, not above: transformers takes seconds to import, and the other scorers do without it.
@@ -386,6 +393,28 @@ def load_scorer(folder: Path) -> Any:
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         problem = f"{folder / 'scorer.json'} is not a scorer quilate wrote: {error}"
         raise DataError(problem, hint="run the recipe again") from error
+
+
+def folder_of_arm(place: str, base: Path) -> Path:
+    """The folder of a finished arm, as a recipe names it.
+
+    Raises:
+        DataError: it is none.
+    """
+    folder = base / place
+    if not (folder / "scorer" / "scorer.json").exists():
+        raise DataError(
+            f"{folder} is not the folder of a finished arm",
+            hint="give the arm's folder below its run's `stages`; it holds `scorer/scorer.json`",
+        )
+    return folder
+
+
+def content_of_arm(folder: Path) -> str:
+    """The digest of a finished arm's scorer and of the model it uses."""
+    scorer = folder / "scorer"
+    model = read_json(scorer / "scorer.json").get("model")
+    return digest([sha256_of_tree(part) for part in (scorer, *([scorer / model] if model else []))])
 
 
 def movable(model: Path, folder: Path) -> str:

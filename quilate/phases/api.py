@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from quilate.errors import ConfigError
 from quilate.files import make_folder
-from quilate.inference.api_client import Endpoint, Prices, check_address, is_loopback
+from quilate.inference.api_client import LIMITS, Endpoint, Prices, check_address, is_loopback
 from quilate.inference.api_scorer import Answers, ApiScorer, Asking
 from quilate.inference.scores import Normalization
 from quilate.phases.prompting import (
@@ -50,6 +50,9 @@ class ApiConfig(PromptingConfig):
     `characters`."""
     max_answer_tokens: int = Field(default=16, ge=1)
     """The most tokens that an answer may have."""
+    request: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    """Keys of every request's body that this endpoint wants otherwise; null leaves one out. For example
+    `{max_tokens: null, max_completion_tokens: 16, temperature: null}`, or `{top_logprobs: 5}`."""
     concurrency: int = Field(default=4, ge=1, le=64)
     """Requests under way at a time."""
     timeout: float = Field(default=60.0, gt=0)
@@ -76,6 +79,7 @@ class ApiConfig(PromptingConfig):
             raise ValueError("shots: give a number; what fits into the endpoint's context is not known here")
         if self.similarity == "embedding":
             raise ValueError("similarity: `embedding` needs a local model's hidden states")
+        self._check_request()
         if (self.price_in or self.price_out) and self.max_cost is None:
             raise ValueError("max_cost: what costs money needs a cap")
         return self if is_loopback(self.url) else self._checked_remote()
@@ -95,7 +99,21 @@ class ApiConfig(PromptingConfig):
 
     def asking(self) -> Asking:
         default: Answers = "likelihood" if self.endpoint == "completions" else "first_token"
-        return Asking(self.model, self.endpoint, self.answers or default, self.normalization, self.max_answer_tokens)
+        return Asking(
+            self.model, self.endpoint, self.answers or default, self.normalization, self.max_answer_tokens, self.request
+        )
+
+    def _check_request(self) -> None:
+        taken = sorted({"model", "prompt", "messages", "stream", "n", "echo"} & self.request.keys())
+        if taken:
+            raise ValueError(f"request: `{taken[0]}` is not yours to set here")
+        limits = [({"max_tokens": self.max_answer_tokens} | self.request).get(limit) for limit in LIMITS]
+        if any(type(limit) is not int or limit < 1 for limit in limits if limit is not None):
+            raise ValueError(
+                f"request: {' and '.join(f'`{limit}`' for limit in LIMITS)} are numbers of tokens, or null"
+            )
+        if limits == [None, None] and self.max_cost is not None:
+            raise ValueError("request: where no answer has a limit, no cap on the cost can be kept")
 
 
 def _run(context: StageContext[ApiConfig]) -> StageReport:
@@ -148,4 +166,4 @@ def _shown(config: ApiConfig, task: ClassificationTask, trial: Trial, seed: int)
     return show(config, task, trial, seed=seed, embed=unused, fitting=len)
 
 
-API = StageKind("api", 1, ApiConfig, _run)
+API = StageKind("api", 2, ApiConfig, _run)

@@ -10,7 +10,7 @@ from quilate.inference.answers import AnswerWriter
 from quilate.inference.choice import ChoicePromptScorer
 from quilate.inference.scorer import PromptScorer
 from quilate.inference.written_spans import WrittenTagger
-from quilate.models.load import load_tokenizer
+from quilate.models.load import context_of_directory, load_tokenizer
 from quilate.models.precision import Precision
 from quilate.phases.examples import longest_list
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of
@@ -74,6 +74,7 @@ def written_scorer(model: Path, task: Task, asked: Asked) -> WrittenScorer:
                 # Options are far less alike in length than labels, and few examples do not undo what their length
                 # costs: they are compared by the mean (guess), letters and labels by what training raised.
                 normalization="mean" if asked.option_form() == "text" else "sum",
+                max_prompt_tokens=asked.max_item_tokens,
                 precision=asked.precision,
             )
         case QuestionTask():
@@ -82,6 +83,7 @@ def written_scorer(model: Path, task: Task, asked: Asked) -> WrittenScorer:
                 template=task.config.prompt_template().source,
                 extractive=task.config.extractive,
                 max_new_tokens=asked.max_new_tokens,
+                max_prompt_tokens=asked.max_item_tokens,
                 precision=asked.precision,
             )
         case ClassificationTask():
@@ -91,6 +93,7 @@ def written_scorer(model: Path, task: Task, asked: Asked) -> WrittenScorer:
                 list(task.verbalizers),
                 template=task.prompt_template().source,
                 normalization="sum",  # the label's log-probability, which is what training raised
+                max_prompt_tokens=asked.max_item_tokens,
                 precision=asked.precision,
             )
     raise AssertionError(f"no such kind of task: {task.config.kind}")
@@ -98,8 +101,11 @@ def written_scorer(model: Path, task: Task, asked: Asked) -> WrittenScorer:
 
 def _run(context: StageContext[AskConfig]) -> StageReport:
     task = load_task(context.inputs["task"] / "task")
-    written_scorer(model_of(context.inputs["model"]), task, context.config).save(context.folder / "scorer")
+    model, config = model_of(context.inputs["model"]), context.config
+    # Nobody chose how long its answers may be: they leave a question half of a small context.
+    most = min(config.max_new_tokens, context_of_directory(model) // 2)
+    written_scorer(model, task, config.model_copy(update={"max_new_tokens": most})).save(context.folder / "scorer")
     return StageReport()
 
 
-ASK = StageKind("ask", 1, AskConfig, _run)
+ASK = StageKind("ask", 2, AskConfig, _run)

@@ -212,4 +212,4 @@ def _fitting(
     )
 
 
-ICL = StageKind("icl", 2, IclConfig, _run)
+ICL = StageKind("icl", 3, IclConfig, _run)

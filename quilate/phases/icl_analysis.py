@@ -212,8 +212,9 @@ def _one_seed(asked: _Asked, untrained: PreTrainedModel, seed: int, settings: Se
     task = asked.task
     shown = balanced(task.train, settings.shots, per_class=False, seed=seed)
     demonstrations = [asked.demonstration(item, item.label) for item in shown]
-    _check_fit(asked, demonstrations)
     test, dev = task.test[: settings.items], task.dev[: settings.dev]
+    # Development items are asked behind the demonstrations too where momentum attention is chosen on them.
+    _check_fit(asked, demonstrations, [*test, *(dev if settings.momenta else [])])
     before = asked.head + [token for tokens, _ in demonstrations for token in tokens]
     zero_shot, in_context = asked.right(test, asked.head), asked.right(test, before)
     steps.one()
@@ -259,9 +260,9 @@ def _one_seed(asked: _Asked, untrained: PreTrainedModel, seed: int, settings: Se
     )
 
 
-def _check_fit(asked: _Asked, demonstrations: list[Sequence_]) -> None:
+def _check_fit(asked: _Asked, demonstrations: list[Sequence_], items: Sequence[Item]) -> None:
     room = context_length(asked.model) - len(asked.head) - sum(len(tokens) for tokens, _ in demonstrations)
-    longest = max(len(asked.item(item)) for item in asked.task.test) + max(map(len, asked.labels))
+    longest = max(len(asked.item(item)) for item in items) + max(map(len, asked.labels))
     if longest > room:
         raise DataError(
             f"{len(demonstrations)} demonstrations leave {room} tokens, and the longest item with its label has "

@@ -51,7 +51,14 @@ def test_text_alone() -> None:
     lost = from_text(chat("¿?"), LABELS)
     assert not lost.named and np.ptp(lost.scores) == 0
     assert text_of(chat(None)) == ""  # type: ignore[arg-type]
-    for broken in ({}, {"choices": []}, {"choices": [{}]}, {"choices": [{"text": 3}]}, {"choices": 7}):
+    parts = [{"type": "text", "text": "pi"}, {"type": "refusal", "refusal": "no"}, {"type": "text", "text": "el"}]
+    assert text_of({"choices": [{"message": {"content": parts}}]}) == "piel"
+    for kept_back in ({"finish_reason": "content_filter"}, {"message": {"tool_calls": []}}):
+        assert not from_text({"choices": [kept_back]}, LABELS).named
+    for broken in (
+        {}, {"choices": []}, {"choices": [{}]}, {"choices": [{"text": 3}]}, {"choices": 7},
+        {"choices": [{"message": "piel"}]}, {"choices": [{"message": {"content": ["piel"]}}]},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="answer"):
             text_of(broken)
 
@@ -64,6 +71,22 @@ def test_first_tokens_add_up_and_shared_ones_follow_the_text() -> None:
     assert found.scores[0] == found.scores[3] == pytest.approx(math.log(0.05) - 1)
     unclear = from_first_token(chat("?", listed), LABELS)
     assert np.exp(unclear.scores[[0, 1]]) == pytest.approx([0.15, 0.15])
+
+
+@pytest.mark.parametrize(
+    ("text", "listed", "label"),
+    [
+        ("El servicio es piel", [("El", -0.01), ("p", -6.0)], 2),  # it begins "electrofisiología"
+        ("El más grave de todos", [("El", -0.01), ("p", -6.0)], 2),  # names none; the other tokens are left
+        ("El", [("El", -0.01), ("p", -6.0)], 4),  # cut after one token: all there is
+        ("piel", [("pi", -0.2), ("p", -3.0), ("El", -2.0)], 2),
+    ],
+)
+def test_a_token_that_began_something_else_is_no_labels(text: str, listed: Any, label: int) -> None:
+    found = from_first_token(chat(text, listed), [*LABELS, "electrofisiología"])
+    assert found.scores.argmax() == label
+    listed = [("A", -6.0), ("B", -9.0), ("The", -0.1)]
+    assert from_first_token(chat("The answer is B", listed), ["A", "B"]).scores.argmax() == 1
 
 
 @pytest.mark.parametrize("listed", [None, [], [("zz", -0.1)], [("piel", float("nan"))], [("", -0.1)]])

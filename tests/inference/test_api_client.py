@@ -62,10 +62,10 @@ def test_answers_come_in_order_and_are_paid_once(server: ModelServer, tmp_path: 
     assert stat.S_IMODE((tmp_path / "r" / "responses.jsonl").stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("fault", [429, 500, 503, "malformed", "no choices", "cut", "slow"])
+@pytest.mark.parametrize("fault", [429, 500, 503, "malformed", "no choices", "cut", "slow", "stalled refusal"])
 def test_a_passing_fault_is_tried_again(fault: int | str, server: ModelServer, tmp_path: Path) -> None:
     server.faults = [fault, fault]
-    client = Client(server, tmp_path, timeout=2.0 if fault == "slow" else 60.0)
+    client = Client(server, tmp_path, timeout=2.0 if fault in ("slow", "stalled refusal") else 60.0)
     [answer] = client.send(requests(1))
     assert answer.value["choices"]
     assert len(client.slept) == 2
@@ -83,6 +83,15 @@ def test_a_lasting_fault_stops_and_what_was_answered_is_kept(server: ModelServer
     assert len(server.asked) == 2
     Client(server, tmp_path).send(requests())
     assert len(server.asked) == 6
+
+
+@pytest.mark.parametrize("fault", ["kept back", "half a pair"])
+def test_an_odd_answer_is_one_and_is_kept(fault: str, server: ModelServer, tmp_path: Path) -> None:
+    """Filtered by the provider, or with half of a surrogate pair: paid for, so read again from the file."""
+    server.faults = [fault]
+    [first] = Client(server, tmp_path).send(requests(1))
+    [second] = Client(server, tmp_path).send(requests(1))
+    assert second.cached and second.value == first.value and len(server.asked) == 1
 
 
 def test_a_server_that_is_gone(tmp_path: Path) -> None:
@@ -127,7 +136,7 @@ def test_the_cap_is_never_exceeded(concurrency: int, server: ModelServer, tmp_pa
 
 def test_what_may_have_been_charged_counts_at_its_most(server: ModelServer, tmp_path: Path) -> None:
     prices = Prices(10.0, 10.0, most=1.0)
-    for fault in ("malformed", "no usage"):
+    for fault in ("malformed", "no usage", "negative usage"):
         server.faults = [fault]
         client = Client(server, tmp_path / fault, prices)
         [request] = requests(1)

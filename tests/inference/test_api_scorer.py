@@ -136,3 +136,15 @@ def test_it_comes_back_with_its_cache(server: ModelServer, tmp_path: Path) -> No
         assert len(server.asked) == asked
         assert after.counts["answers from the cache"] == len(TEXTS) * len(VERBALIZERS)
         assert loaded.score([]).scores.shape == (0, 3)
+
+
+def test_a_request_as_its_endpoint_wants_it(server: ModelServer, tmp_path: Path) -> None:
+    wanted = {"max_tokens": None, "max_completion_tokens": 3, "temperature": None, "top_logprobs": 5}
+    chat = {"endpoint": "chat", "answers": "first_token", "request": wanted}
+    asked = api_scorer(server, tmp_path, asking=chat)._question([], TEXTS[0])
+    assert {key: value for key, value in asked.body.items() if key not in ("model", "messages")} == {
+        "max_completion_tokens": 3, "logprobs": True, "top_logprobs": 5,
+    }  # fmt: skip
+    assert asked.most_tokens()[1] == 3
+    echo = api_scorer(server, tmp_path, asking={"request": wanted})._echo("¿Qué?")
+    assert echo.body["max_tokens"] == echo.most_tokens()[1] == 1 and "max_completion_tokens" not in echo.body

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -14,10 +15,15 @@ from support import SENTENCES
 
 from quilate.config import validate
 from quilate.errors import DataError
+from quilate.inference.likelihood import score_tokens
 from quilate.inference.scorer import MajorityScorer, PromptScorer, Scorer, TfidfScorer, load_scorer
+from quilate.models.load import load_causal, load_tokenizer
+from quilate.phases.asking import AskConfig, written_scorer
 from quilate.phases.baselines import train_majority, train_tfidf
+from quilate.phases.examples import label_examples
 from quilate.tasks.classification import ClassificationConfig, ClassificationTask
 from quilate.tasks.labels import Item
+from quilate.tokenization.segments import answer_tokens
 
 NEW_TEXTS = [
     "dolor de oído y fiebre",
@@ -107,6 +113,27 @@ def test_the_prompt_reads_as_it_should(llama_directory: Path) -> None:
         "Clasifica.\n\nDiagnóstico: Otitis aguda\nCapítulo: oído\n\nDiagnóstico: Eccema\nCapítulo: piel\n\n"
         "Diagnóstico: Acné juvenil\nCapítulo:"
     ]
+
+
+def test_a_tuned_model_is_asked_in_prompts_cut_as_in_training(llama_directory: Path, tmp_path: Path) -> None:
+    """What a model was taught to read at most, it is asked at most, though its context holds more."""
+    problem = task(["sí", "no"])
+    problem.train[:] = [Item(i.id, f"{i.text} {i.text}", i.label, i.group) for i in problem.train]
+    tokenizer = load_tokenizer(llama_directory)
+    examples = label_examples(problem, tokenizer, max_item_tokens=80, context=256).examples
+    learned = [example.tokens[~example.supervised].tolist() for example in examples]
+    limited = AskConfig(max_item_tokens=80, precision="fp32")
+    scorer = written_scorer(llama_directory, problem, limited)
+    assert isinstance(scorer, PromptScorer)
+    found = scorer.score([item.text for item in problem.train])
+    assert found.truncated == sum(len(prompt) == 80 for prompt in learned) > 3
+    model = load_causal(llama_directory, dtype=torch.float32)
+    same = score_tokens(model, learned, answer_tokens(tokenizer, problem.verbalizers), normalization="sum")
+    np.testing.assert_allclose(found.scores, same.scores, rtol=0, atol=1e-4)
+    scorer.save(tmp_path / "s")
+    assert load_scorer(tmp_path / "s").score(["x" * 200]).truncated == 1
+    loose = written_scorer(llama_directory, problem, AskConfig(max_item_tokens=200, precision="fp32"))
+    assert isinstance(loose, PromptScorer) and loose.score([problem.train[0].text]).truncated == 0
 
 
 def test_no_texts_give_no_rows(llama_directory: Path) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import save_directory, tiny_llama
+from support import save_directory, tiny_llama, tiny_tokenizer
 
+from quilate.config import validate
 from quilate.inference.scorer import load_scorer
 from quilate.inference.written_spans import WrittenTagger, read_back, written
-from quilate.tasks.extraction import Span
+from quilate.phases.examples import list_examples
+from quilate.tasks.extraction import Document, ExtractionConfig, ExtractionTask, Span
 
 LABELS = ["FECHA", "LUGAR", "PERSONA"]
 TEXT = "El 29 de febrero, Íñigo Larrañaga avisó desde la Peña; Íñigo volvió a la Peña."
@@ -70,3 +72,23 @@ def test_a_tagger_asks_a_model_and_counts(tmp_path: Path) -> None:
     tagger.save(tmp_path / "scorer")
     again = load_scorer(tmp_path / "scorer").find([TEXT, "ñ"])
     assert (again.spans, again.counts) == (found.spans, found.counts)
+
+
+def test_a_list_to_learn_holds_what_its_prompt_shows(tmp_path: Path) -> None:
+    """Else the model learns to name what it cannot have read."""
+    words = [f"palabra{n}" for n in range(120)]
+    text = " ".join(words)
+    named = [Span(text.index(w), text.index(w) + len(w), "LUGAR") for w in (words[1], words[60], words[118])]
+    short = Document("1", "Íñigo vino", "", "g1", (Span(0, 5, "PERSONA"),))
+    config = validate(ExtractionConfig, {"kind": "extraction", "name": "t", "text": "t", "spans": "s"}, source="t")
+    task = ExtractionTask(
+        config, ["LUGAR", "PERSONA"], [Document("0", text, "", "g0", tuple(named)), short], [], [], {}
+    )
+    tokenizer = tiny_tokenizer()
+    made = list_examples(task, tokenizer, max_item_tokens=120, context=256)
+    said = [tokenizer.decode(e.tokens[e.supervised]) for e in made.examples]
+    assert words[60] not in tokenizer.decode(made.examples[0].tokens)
+    assert said[0].startswith(f" LUGAR: {words[1]} | LUGAR: {words[118]}") and said[1].startswith(" PERSONA: Íñigo")
+    assert (made.counts["prompts cut"], made.counts["spans in what is cut"]) == (1, 1)
+    whole = list_examples(task, tokenizer, max_item_tokens=4_000, context=4_096)
+    assert (whole.counts["prompts cut"], whole.counts["spans in what is cut"]) == (0, 0)

@@ -45,6 +45,9 @@ def config(value: dict[str, Any], **keys: Any) -> ApiConfig:
         (LOCAL, {"shots": [1, "fit"]}, "give a number"),
         (LOCAL, {"shots": 1, "demonstrations": "nearest", "similarity": "embedding"}, "hidden states"),
         (LOCAL, {"key_env": "sk-123"}, "key_env"),
+        (LOCAL, {"request": {"messages": "x"}}, "`messages` is not yours to set"),
+        (LOCAL, {"request": {"max_tokens": 0}}, "numbers of tokens"),
+        (REMOTE, {"request": {"max_tokens": None}, "price_in": 1.0, "max_cost": 2.0}, "no cap on the cost"),
     ],
 )
 def test_contradictions_are_refused(value: dict[str, Any], keys: dict[str, Any], named: str) -> None:
