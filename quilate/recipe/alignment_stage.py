@@ -12,7 +12,18 @@ import numpy as np
 import quilate
 from quilate.config import Config
 from quilate.evaluation.alignment import pair_accuracy
-from quilate.evaluation.schema import Alignment, BitsPerByte, Notice, PairAccuracy, Policy, Range, Tax, WinRate
+from quilate.evaluation.schema import (
+    Alignment,
+    BitsPerByte,
+    Notice,
+    OnlineHealth,
+    PairAccuracy,
+    Policy,
+    Range,
+    RuleFound,
+    Tax,
+    WinRate,
+)
 from quilate.files import read_jsonl, write_json, write_text
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.recipe.manifest import finished_manifest, stages_behind
@@ -95,6 +106,12 @@ def assemble_alignment(
         contests=contests,
         pair_accuracy=pairs,
         tax=_tax(measured) if measured else _tax_of_stages(config.policies, manifests),
+        training=[
+            OnlineHealth(stage=m["stage"], **m["facts"]["training"])
+            for m in manifests.values()
+            if "training" in m["facts"]
+        ],
+        rules=[row for m in manifests.values() for row in _rules_found(m)],
         notices=_notices(config, measured, pairs, derived, answers),
     )
 
@@ -192,6 +209,23 @@ def _policy(
         pairs={name: Range(**report["accuracy"]) for name, report in facts[0]["pairs"].items()},
         seconds=_mean([sum(m["cost"]["seconds"] for m in chain) for chain in chains]),
     )
+
+
+def _rules_found(manifest: Manifest) -> list[RuleFound]:
+    """What the rules of a stage's rewards found in held-out completions, before and after it."""
+    if "training" not in manifest["facts"]:
+        return []
+    return [
+        RuleFound(
+            stage=manifest["stage"], set=name, rule=rule,
+            **{
+                when: Range(estimate=numbers["mean"], low=numbers["low"], high=numbers["high"])
+                for when, numbers in found.items()
+            },
+        )
+        for name, report in manifest["facts"]["held_out"].items()
+        for rule, found in report.get("rules", {}).items()
+    ]  # fmt: skip
 
 
 def _pair_accuracy(manifests: Mapping[str, Manifest], derived: Sequence[str]) -> list[PairAccuracy]:

@@ -68,6 +68,33 @@ ALIGNMENT: dict[str, tuple[str, str]] = {
     "by.reward": ("reward model", "modelo de recompensa"),
     "by.implied reward": ("reward that the policy implies", "recompensa implícita de la política"),
     "by.log-probability": ("log-probability a token", "probabilidad logarítmica por token"),
+    "training": ("How training from rewards went", "Cómo fue el entrenamiento con recompensas"),
+    "training.note": (
+        "First iteration → last. Reward: mean score of what was written. KL: nats an answer from the reference. "
+        "Entropy: nats a token; near 0 it always writes the same. No spread: prompts whose answers all got one score, "
+        "from which nothing is learned. Explained: how much of the returns the value model foresees (1 all, 0 "
+        "nothing). Clipped: tokens whose gradient was stopped.",
+        "Primera iteración → última. Recompensa: puntuación media de lo escrito. KL: nats por respuesta desde la "
+        "referencia. Entropía: nats por token; cerca de 0 escribe siempre lo mismo. Sin diferencias: preguntas cuyas "
+        "respuestas recibieron todas la misma puntuación, de las que nada se aprende. Previsto: cuánto de lo que "
+        "vendrá prevé el modelo de valor (1 todo, 0 nada). Recortado: tokens cuyo gradiente se detuvo.",
+    ),
+    "training.iterations": ("Iterations", "Iteraciones"),
+    "training.score": ("Reward", "Recompensa"),
+    "training.entropy": ("Entropy", "Entropía"),
+    "training.without_spread": ("No spread", "Sin diferencias"),
+    "training.explained_variance": ("Explained", "Previsto"),
+    "training.clipped": ("Clipped", "Recortado"),
+    "rules": ("What rules found", "Qué hallaron las reglas"),
+    "rules.note": (
+        "The share of held-out completions in which a rule is found, before and after; the change is of the same "
+        "prompts.",
+        "Proporción de respuestas reservadas en que se halla una regla, antes y después; el cambio es en las mismas "
+        "preguntas.",
+    ),
+    "rules.rule": ("Rule", "Regla"),
+    "rules.before": ("Before", "Antes"),
+    "rules.after": ("After", "Después"),
     "tax": ("What it cost in other abilities", "Qué costó en otras capacidades"),
     "tax.note": (
         "The alignment tax: each measure without alignment and with it. Bits per byte are of one whole text and have "

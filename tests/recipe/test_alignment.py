@@ -133,6 +133,12 @@ def test_derived_judgements_are_named_like_any_set_and_may_not_depend_on_themsel
 
 
 PROMPTS = 80
+HEALTHY = {"score": 0.25, "kl": 0.0, "entropy": 2.5, "tokens": 40.0, "ended": 0.875, "without_spread": None,
+           "explained_variance": -1.5, "clipped": 0.0}  # fmt: skip
+TRAINING = {"iterations": 12, "first": HEALTHY, "last": HEALTHY | {"score": 0.75, "kl": 3.25, "clipped": 0.125}}
+SHARES = {when: {"mean": mean, "low": mean - 0.05, "high": mean + 0.05, "items": 9, "groups": 9}
+          for when, mean in (("before", 0.4375), ("after", 0.0625), ("change", -0.375))}  # fmt: skip
+KEPT_TO = {"trato": {"rules": {"reglas/jerga": SHARES}}}
 RANGE = {"estimate": 0.6, "low": 0.5, "high": 0.7}
 
 
@@ -169,7 +175,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Alignment:
             manifest("chat-s0", "sft", 10.0),
             manifest("juez-s0", "reward", 5.0, "chat-s0", held_out={"trato": pairs(0.0)}),
             manifest("fino-s0", "dpo", 7.0, "chat-s0", held_out={"trato": {"implied_reward": pairs()}}),
-            manifest("tosco-s0", "ppo", 8.0, "chat-s0", "juez-s0"),
+            manifest("tosco-s0", "ppo", 8.0, "chat-s0", "juez-s0", training=TRAINING, held_out=KEPT_TO),
             assayed(root, "chat-s0", [0.0] * PROMPTS, kl=None, bits=1.5),
             assayed(root, "fino-s0", better, kl=2.0, bits=1.6),
             assayed(root, "tosco-s0", [-s for s in better], kl=5.0, bits=1.9),
@@ -216,6 +222,10 @@ def test_the_tax_is_after_less_before_and_cost_includes_what_a_model_stands_on(f
     assert [policy.seconds for policy in found.policies] == [10.0, 17.0, 23.0]
 
 
+def spanish(number: str) -> str:
+    return number.replace(".", ",").replace("%", "\u00a0%")
+
+
 @pytest.mark.parametrize(
     ("lang", "words"), [("en", "Alignment tax|alignment tax"), ("es", "impuesto del alineamiento")]
 )
@@ -224,6 +234,8 @@ def test_the_page_shows_every_number_and_asks_nobody(found: Alignment, lang: str
     assert any(word in page for word in words.split("|"))
     shown = ("75.0%", "25.0%") if lang == "en" else ("75,0\u00a0%", "25,0\u00a0%")
     assert all(number in page for number in shown)
+    trained = ("0.25 → 0.75", "43.8%", "−37.5", "0.0% → 12.5%")
+    assert all((number if lang == "en" else spanish(number)) in page for number in trained) and "reglas/jerga" in page
     assert page.count("<svg") == 2 and "β = " in page and "://" not in page
 
 
@@ -231,6 +243,7 @@ def test_the_page_for_a_repository_has_its_figure_beside_it(found: Alignment, tm
     written = write_alignment_markdown(found, tmp_path / "estudio.md", "en")
     assert [path.name for path in written] == ["estudio.md", "estudio-frontier.svg"]
     text = written[0].read_text(encoding="utf-8")
+    assert "| tosco-s0 | 12 | 0.25 → 0.75 |" in text and "| tosco-s0 | trato | reglas/jerga | 43.8%" in text
     assert "| fino (dpo, from chat) |" in text and "](estudio-frontier.svg)" in text
 
 

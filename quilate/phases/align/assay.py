@@ -306,4 +306,4 @@ def _pair_report(
     return {name: report[name] for name in ("pairs", "groups", "accuracy", "length_only", "difference", "prefers")}
 
 
-ASSAY = StageKind("assay", 2, AssayConfig, _run)
+ASSAY = StageKind("assay", 3, AssayConfig, _run)

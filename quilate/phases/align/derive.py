@@ -31,12 +31,11 @@ from quilate.phases.align.common import room_for_prompts
 from quilate.phases.align.patterns import extracted, same_answer, with_one_group
 from quilate.phases.align.preferences import split_prompts
 from quilate.phases.align.rollouts import prompts_of_judgements, stop_tokens
-from quilate.phases.corpus import refuse_leak
+from quilate.phases.corpus import refuse_leaks, tasks_among
 from quilate.phases.sft import chat_template
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of
 from quilate.rng import derive_seed
 from quilate.tasks.columns import Condition, TextColumn, filter_rows
-from quilate.tasks.kinds import load_task
 
 
 class DeriveConfig(Config):
@@ -164,12 +163,8 @@ def derive_pairs(
 def _run(context: StageContext[DeriveConfig]) -> StageReport:
     config = context.config
     questions, counts = read_questions(config, context.base_folder)
-    if "task" in context.inputs:
-        texts = [text for q in questions for text in (q.prompt, q.explanation)]
-        refuse_leak(
-            list(dict.fromkeys(texts)), (task := load_task(context.inputs["task"] / "task")), config.path,
-            allow=task.config.allow_leak,
-        )  # fmt: skip
+    texts = list(dict.fromkeys(text for q in questions for text in (q.prompt, q.explanation)))
+    refuse_leaks(texts, tasks_among(context.inputs), config.path, allow=False)
     questions, written, lost = _write(context, questions)
     judged, outcomes = derive_pairs(questions, written, config.extract)
     if not judged:

@@ -58,13 +58,15 @@ class UserFunction:
         try:
             with time_limit(self.seconds):
                 given = self.function(prompts, list(completions.texts), **self._more(completions, tokenizer))
-        except TimeoutError as error:
+        except OutOfTimeError as error:
             raise BadRewardError(f"did not finish within {self.seconds:g} s for {len(prompts)} completions") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{Path(where.filename).name}, line {where.lineno}"
             raise BadRewardError(f"raised {type(error).__name__}: {error} ({place})") from error
         parts = given if isinstance(given, Mapping) else {"": given}
+        if not parts:
+            raise BadRewardError("gave a mapping without any scores")
         return {str(name): _scores(part) for name, part in parts.items()}
 
     def _more(self, completions: Completions, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def _score(given: Any, row: int) -> Score:
     value = given.tolist() if hasattr(given, "tolist") else given
     try:
         return [float(one) for one in value] if isinstance(value, list | tuple) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BadRewardError(f"gave {_shown(given)} as a score", [row]) from None
 
 
@@ -140,6 +142,10 @@ def split_place(place: str) -> tuple[str, str]:
     return path, name
 
 
+class OutOfTimeError(Exception):
+    """A limit of ours has passed; a TimeoutError is a socket's, for instance, and somebody else's."""
+
+
 class _TimeUp(BaseException):
     """No `Exception`: a function that catches those must end too."""
 
@@ -149,7 +155,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     """Stop what takes longer. Only the main thread can be interrupted: elsewhere nothing is limited.
 
     Raises:
-        TimeoutError: it took longer.
+        OutOfTimeError: it took longer.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -163,7 +169,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     try:
         yield
     except _TimeUp:
-        raise TimeoutError from None
+        raise OutOfTimeError from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

@@ -64,4 +64,4 @@ def _run(context: StageContext[GrpoConfig]) -> StageReport:
     return learn(start(context, value=False), grpo(context.config))
 
 
-GRPO = StageKind("grpo", 2, GrpoConfig, _run)
+GRPO = StageKind("grpo", 3, GrpoConfig, _run)

@@ -134,7 +134,7 @@ class Offline:
             written = self.writer.write(self.model, prompts, seed=seed, head=head)
             scores = self.scorer(written)
             report[set_name] = outcome_report(written, scores)
-            rows += outcome_rows(written, scores)
+            rows += outcome_rows(set_name, written, scores)
         write_jsonl(self.context.folder / f"held-out-{name}.jsonl", rows)
         return report
 

@@ -21,8 +21,9 @@ from torch import Tensor
 from quilate import faults
 from quilate.data.packing import Example
 from quilate.engine.completions import WithoutDropout
+from quilate.engine.runlog import read_metrics
 from quilate.errors import DataError
-from quilate.files import write_jsonl
+from quilate.files import read_jsonl, write_jsonl
 from quilate.models.load import context_length, trainable_parameters
 from quilate.models.tuning.lora import LoraConfig
 from quilate.objectives.policy_gradient import masked_mean, penalize_missing_end, ppo_policy_loss, token_kl
@@ -38,7 +39,7 @@ from quilate.phases.align.experience import (
     plan_iterations,
     stacked_tokens,
 )
-from quilate.phases.align.outcomes import describe_outcome, outcome_report, outcome_rows
+from quilate.phases.align.outcomes import changes, describe_outcome, describe_rules, outcome_report, outcome_rows
 from quilate.phases.align.preferences import stored_preferences
 from quilate.phases.align.roles import Roles, make_roles
 from quilate.phases.align.rollouts import (
@@ -63,6 +64,8 @@ from quilate.tokenization.chat import ChatTemplate
 ADAM_EPS = 1e-5  # Huang et al. 2024; Adam's own 1e-8 makes the first steps of PPO larger
 KL_ALARM = 50.0  # nats a completion: Huang et al. (2024) see over-optimized policies, which win no more, from there on
 GAP_ALARM = 0.2  # nats a token (guess); rounding to bf16 makes about 0.05 with SmolLM2-135M
+HEALTH = ("score", "kl", "entropy", "tokens", "ended", "without_spread", "explained_variance")
+LENGTH_ALARM = 2.0  # times the first iteration's mean length (guess)
 ENDED_ALARM = 0.5  # share of completions that end: below it most of what is learned from was cut (guess)
 
 
@@ -216,6 +219,7 @@ class Online:
     Attributes:
         measured: prompts by set; those of sets called "NAME (training)" are trained on too, the others never.
         counts: what was left out.
+        health: of the last iteration's completions, in a few words.
     """
 
     context: StageContext[Any]
@@ -228,6 +232,7 @@ class Online:
     counts: Counter[str]
     parameters: int
     streams: Streams
+    health: str = ""
 
     @property
     def config(self) -> OnlineTraining:
@@ -320,7 +325,7 @@ def _prompts(
                     held_out[name] = held_out.get(name, []) + named
                 else:
                     found += named
-    kept = apart_from_held_out(found, chain.from_iterable(held_out.values()), attrgetter("text"))
+    kept = apart_from_held_out(found, chain.from_iterable(held_out.values()), attrgetter("asked"))
     counts["prompts that another set holds out"] = len(found) - len(kept)
     if not kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
@@ -386,7 +391,11 @@ def explorer(online: Online, method: Method) -> Callable[[Iteration, list[dict[s
         log |= summary(rollouts, scores, per_prompt=online.config.completions_per_prompt)
         if rollouts.values is not None:
             log["explained_variance"] = _explained_variance(rollouts.values, returns, rollouts.mask)
-        _alarm(online.context, log, earlier)
+        alarm(online.context, log, earlier)
+        online.health = health(log)
+        written = rollouts.completions
+        log["sample"] = {"prompt": written.prompts[0].text, "completion": written.texts[0],
+                         "score": float(scores.total[0])}  # fmt: skip
         return Experience(
             torch.tensor(iteration.prompts), stacked_tokens(rollouts.completions.tokens, rollouts.mask), rollouts.mask,
             rollouts.log_probs, rollouts.reference, advantages,
@@ -394,6 +403,18 @@ def explorer(online: Online, method: Method) -> Callable[[Iteration, list[dict[s
         )  # fmt: skip
 
     return explore
+
+
+def with_health(online: Online) -> StageContext[Any]:
+    """The stage's context, whose progress also says how the last iteration's completions were."""
+    listener = online.context.listener
+    return replace(online.context, listener=lambda progress: listener(replace(progress, health=online.health)))
+
+
+def health(log: Mapping[str, Any]) -> str:
+    """An iteration in a few words."""
+    ended = f"{log['ended']:.0%} end, {log['tokens']:.0f} tokens each"
+    return f"reward {log['score']:.2f}, KL {log['kl']:.1f} nats, {ended}"
 
 
 def summary(rollouts: Rollouts, scores: Scores, *, per_prompt: int) -> dict[str, Any]:
@@ -427,21 +448,32 @@ def _explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float 
     return float(1 - (returns - values)[mask].var(correction=0) / spread) if spread > 0 else None
 
 
-def _alarm(context: StageContext[Any], log: Mapping[str, Any], earlier: list[dict[str, Any]]) -> None:
+def alarm(context: StageContext[Any], log: Mapping[str, Any], earlier: list[dict[str, Any]]) -> None:
     """Say it once when the policy runs off."""
     before: Mapping[str, Any] = earlier[-1] if earlier else {"kl": 0.0, "ended": 1.0, "gap": None}
     where = f"iteration {log['iteration'] + 1}"
     if log["kl"] > KL_ALARM >= before["kl"]:
         context.note(f"{where}: KL {log['kl']:.0f} nats a completion: the reward is being gamed; raise `beta`")
     if (log["gap"] or 0.0) > GAP_ALARM >= (before["gap"] or 0.0):
+        _say_gap(context, where, log["gap"])
+    first = earlier[0] if earlier else log
+    longest = LENGTH_ALARM * first["tokens"]
+    if log["tokens"] > longest >= (earlier[-1]["tokens"] if earlier else 0):
         context.note(
-            f"{where}: the policy that learns gives its tokens other probabilities than it wrote them with, by "
-            f"{log['gap']:.2f} nats; use `precision: fp32`"
+            f"{where}: completions have grown from {first['tokens']:.0f} to {log['tokens']:.0f} tokens: the reward may "
+            "pay for length; let a `function` take some off for it, or lower `max_new_tokens`"
         )
     if log["ended"] < ENDED_ALARM <= before["ended"]:
         context.note(
             f"{where}: only {log['ended']:.0%} of the completions end; raise `max_new_tokens`, or `epochs` of sft"
         )
+
+
+def _say_gap(context: StageContext[Any], where: str, gap: float) -> None:
+    context.note(
+        f"{where}: the policy that learns gives its tokens other probabilities than it wrote them with, by {gap:.2f} "
+        "nats; use `precision: fp32`"
+    )
 
 
 def learn(online: Online, method: Method) -> StageReport:
@@ -460,14 +492,18 @@ def learn(online: Online, method: Method) -> StageReport:
     loss = OnlineLoss(online.roles, method, config)
     model = WithoutDropout(online.roles.trained)
     fitted = train(
-        context, model, batches, loss, online.streams, rate=method.rate, eps=ADAM_EPS, measured=loss.measured
-    )
+        with_health(online), model, batches, loss, online.streams, rate=method.rate, eps=ADAM_EPS,
+        measured=loss.measured,
+    )  # fmt: skip
     after = measure(online, "after")
+    was, now = (read_jsonl(context.folder / f"held-out-{name}.jsonl") for name in ("before", "after"))
+    changed = changes(was, now, online.scorer.rules)
     trainable = trainable_parameters(online.roles.trained)
     save_chat_model(context.folder, online.roles.finished_model(), online.template)
     log = batches.log()
     for name, found in after.items():
         describe_outcome(context, name, before[name], found)
+        describe_rules(context, name, changed[name]["rules"])
     return StageReport(
         train_tokens=fitted.tokens,
         flops=_flops(online, method, iterations, fitted.tokens, trainable),
@@ -484,14 +520,28 @@ def learn(online: Online, method: Method) -> StageReport:
             "completions": sum(row["completions"] for row in log),
             "steps": fitted.steps,
             "parameters": online.parameters,
+            "training": _first_and_last(log, read_metrics(context.folder / "metrics.jsonl")),
             "measure": "reward",
             "before": {name: found["score"]["mean"] for name, found in before.items()},
             "after": {name: found["score"]["mean"] for name, found in after.items()},
-            "held_out": {name: {"before": before[name], "after": after[name]} for name in after},
+            "held_out": {name: {"before": before[name], "after": after[name]} | changed[name] for name in after},
             "rewards_on_the_policys_base": list(online.roles.shared),
             "dtype": str(online.roles.model.dtype).removeprefix("torch."),
         },
     )
+
+
+def _first_and_last(log: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The health of the first iteration and of the last, for the report; `clipped` is of an iteration's own steps."""
+    ends = [*(row["step"] for row in log[1:]), len(steps)]
+    found = []
+    for row, end in zip(log, ends, strict=True):
+        own = [
+            step["clipped"] for step in steps if row["step"] < step["step"] <= end and step.get("clipped") is not None
+        ]
+        health = {key: row.get(key) for key in HEALTH} | {"clipped": sum(own) / len(own) if own else None}
+        found.append({key: None if value is None else round(value, 4) for key, value in health.items()})
+    return {"iterations": len(log), "first": found[0], "last": found[-1]}
 
 
 def _flops(online: Online, method: Method, iterations: Sequence[Iteration], tokens: int, trainable: int) -> float:
@@ -515,8 +565,10 @@ def measure(online: Online, name: str) -> dict[str, Any]:
         scores = online.scores(rollouts)
         log = summary(rollouts, scores, per_prompt=1)
         report[set_name] = outcome_report(rollouts.completions, scores)
-        report[set_name] |= {key: round(log[key], 4) for key in ("kl", "entropy")}
-        rows += outcome_rows(rollouts.completions, scores)
+        report[set_name] |= {k: round(log[k], 4) for k in ("kl", "entropy", "gap") if log[k] is not None}
+        if (log["gap"] or 0.0) > GAP_ALARM:
+            _say_gap(online.context, set_name, log["gap"])
+        rows += outcome_rows(set_name, rollouts.completions, scores)
     write_jsonl(online.context.folder / f"held-out-{name}.jsonl", rows)
     return report
 

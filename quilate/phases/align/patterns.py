@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from quilate.errors import DataError
-from quilate.phases.align.functions import time_limit
+from quilate.phases.align.functions import OutOfTimeError, time_limit
 
 # A pattern that takes longer for a batch of completions backtracks without end (guess: real ones take milliseconds).
 PATTERN_SECONDS = 20.0
@@ -61,7 +61,7 @@ def pattern_limit(pattern: str) -> Iterator[None]:
     try:
         with time_limit(PATTERN_SECONDS):
             yield
-    except TimeoutError as error:
+    except OutOfTimeError as error:
         raise DataError(
             f"the pattern '{pattern}' did not finish within {PATTERN_SECONDS:.0f} s",
             hint="nested repetitions such as (a+)+ backtrack without end: rewrite it",

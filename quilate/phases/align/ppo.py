@@ -150,4 +150,4 @@ def _documents(inputs: dict[str, Path], name: str) -> list[str]:
     return corpus_documents(inputs[f"corpus:{name}"], "train")
 
 
-PPO = StageKind("ppo", 2, PpoConfig, _run)
+PPO = StageKind("ppo", 3, PpoConfig, _run)

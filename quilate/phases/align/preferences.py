@@ -16,10 +16,9 @@ from quilate.data.tables import SourceConfig, locate, read_table
 from quilate.errors import DataError
 from quilate.files import read_jsonl, sha256_of_file, write_jsonl
 from quilate.phases.conversations import split_by_group
-from quilate.phases.corpus import refuse_leak
+from quilate.phases.corpus import refuse_leaks, tasks_among
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.tasks.columns import Condition, filter_rows
-from quilate.tasks.kinds import load_task
 
 
 class PreferencesConfig(Config):
@@ -68,10 +67,8 @@ def _run(context: StageContext[PreferencesStageConfig]) -> StageReport:
     if config.max_prompts is not None:
         counts["prompts beyond max_prompts"] = max(0, len(prompts) - config.max_prompts)
         prompts = draw(prompts, config.max_prompts, lambda prompt: bare_text(prompt.prompt))
-    if "task" in context.inputs:
-        task = load_task(context.inputs["task"] / "task")
-        texts = [text for p in prompts for text in (*(m["content"] for m in p.prompt), *p.completions)]
-        refuse_leak(list(dict.fromkeys(texts)), task, config.path, allow=context.config.allow_leak)
+    texts = list(dict.fromkeys(t for p in prompts for t in (*(m["content"] for m in p.prompt), *p.completions)))
+    refuse_leaks(texts, tasks_among(context.inputs), config.path, allow=context.config.allow_leak)
     train, held_out = split_prompts(prompts, config.held_out)
     if not train and config.held_out < 1:
         raise DataError(
@@ -121,4 +118,4 @@ def stored_preferences(folder: Path, part: Literal["train", "held_out"]) -> list
     return [JudgedPrompt.of_json(row) for row in read_jsonl(folder / f"{part}.jsonl")]
 
 
-PREFERENCES = StageKind("preferences", 2, PreferencesStageConfig, _run)
+PREFERENCES = StageKind("preferences", 3, PreferencesStageConfig, _run)

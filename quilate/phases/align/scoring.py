@@ -16,12 +16,14 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
+from scipy.special import softmax
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from quilate.config import Config, load
 from quilate.errors import ConfigError, DataError
-from quilate.files import sha256_of_file, write_jsonl
+from quilate.files import read_json, sha256_of_file, write_jsonl
+from quilate.inference.scorer import content_of_arm, folder_of_arm, load_scorer
 from quilate.phases.align.functions import (
     SECONDS,
     BadRewardError,
@@ -53,7 +55,8 @@ class AnswerReward(RewardSource):
     conversation: `completion` of a table."""
     extract: str | None = None
     """A regular expression with one group, which holds the answer in a completion (the last match counts), such as
-    `Respuesta: (\\w+)`; by default the whole completion is the answer."""
+    `Respuesta: (\\w+)`; by default the whole completion is the answer. Where it finds something in the right answer,
+    which may be an explanation that ends in it, that is the right one."""
 
     @field_validator("extract")
     @classmethod
@@ -91,15 +94,30 @@ class FunctionReward(RewardSource):
 class Rule(Config):
     name: str = Field(pattern=r"^[\w .-]+$")
     """What its share is called in logs."""
-    pattern: str
+    pattern: str | None = None
     """A regular expression, found anywhere in a completion; `(?i)` at its beginning ignores case."""
+    classifier: str | None = None
+    """Instead of a pattern: the folder of a finished arm that learned to label texts, as in
+    `runs/tono/stages/tfidf-s0-1a2b3c4d5e`, relative to the recipe's folder."""
+    label: str | None = None
+    """Of a classifier: the label that is looked for."""
+    over: float = Field(default=0.5, ge=0, lt=1)
+    """Of a classifier: the label is found where its probability is above this."""
     score: float
-    """Added once where the pattern is found; below 0 it forbids."""
+    """Added once where the pattern, or the label, is found; below 0 it forbids."""
 
     @field_validator("pattern")
     @classmethod
-    def _compiles(cls, pattern: str) -> str:
-        return compiled(pattern).pattern
+    def _compiles(cls, pattern: str | None) -> str | None:
+        return None if pattern is None else compiled(pattern).pattern
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Rule:
+        if (self.pattern is None) == (self.classifier is None):
+            raise ValueError(f"rule '{self.name}' has a `pattern`, or a `classifier` and its `label`")
+        if (self.classifier is None) != (self.label is None):
+            raise ValueError(f"rule '{self.name}': `label` is what a `classifier` looks for: give both or neither")
+        return self
 
 
 class Rules(Config):
@@ -161,12 +179,16 @@ class Scorer:
         self.folder = folder
         self.weights = {name: source.weight for name, source in sources.items()}
         self.functions: dict[str, Reward] = {}
+        self.rules: dict[str, float] = {}
+        """Source/rule -> what it adds where it is found."""
         for name, source in sources.items():
             match source:
                 case AnswerReward():
                     self.functions[name] = exact_match(source.extract)
                 case RulesReward():
-                    self.functions[name] = matched_rules(load(Rules, base / source.path))
+                    rules = load(Rules, base / source.path)
+                    self.functions[name] = matched_rules(rules, base)
+                    self.rules |= {f"{name}/{rule.name}": rule.score for rule in rules.rules}
                 case FunctionReward():
                     known = (functions or {}).get(name)
                     user = UserFunction(known or function_of_file(source.path, base), source.timeout)
@@ -203,6 +225,7 @@ class Scorer:
                 values = torch.tensor(sums, dtype=torch.float32)
                 parts[f"{name}/{part}" if part else name] = values
                 total += weight * values
+                self._check_sums(name, sums, total, written)
         return Scores(total, parts, by_token if by_token.any() else None)
 
     def _check(self, name: str, scores: Sequence[Score], written: Completions) -> None:
@@ -216,6 +239,14 @@ class Scorer:
             if isinstance(score, list) and len(score) != len(written.tokens[row]):
                 seen = f"gave {len(score)} scores for the {len(written.tokens[row])} tokens of a completion"
                 raise self._refusal(name, seen, [row], written)
+
+    def _check_sums(self, name: str, sums: Sequence[float], total: Tensor, written: Completions) -> None:
+        """A score may be finite and too large for float32, by itself or once it is weighted and added."""
+        infinite = (~torch.isfinite(total)).nonzero().flatten().tolist()
+        if infinite:
+            raise self._refusal(
+                name, f"gave {sums[infinite[0]]:g}, which is too large to learn from", infinite, written
+            )
 
     def _refusal(self, name: str, seen: str, rows: Sequence[int] | None, written: Completions) -> DataError:
         path = self.folder / "bad-reward.jsonl"
@@ -234,33 +265,91 @@ def content_of_rewards(rewards: Mapping[str, RewardSource], base: Path) -> dict[
     Raises:
         DataError: one is missing.
     """
-    paths = {}
+    found = {}
     for name, source in rewards.items():
         if isinstance(source, RulesReward):
-            paths[name] = source.path
+            found[name] = sha256_of_file(base / source.path)
+            for rule in load(Rules, base / source.path).rules:
+                if rule.classifier is not None:
+                    found[f"{name}/{rule.name}"] = content_of_arm(folder_of_arm(rule.classifier, base))
         elif isinstance(source, FunctionReward):
-            paths[name] = split_place(source.path)[0]
-    return {name: sha256_of_file(base / path) for name, path in paths.items()} or None
+            found[name] = sha256_of_file(base / split_place(source.path)[0])
+    return found or None
 
 
 def exact_match(extract: str | None = None) -> Reward:
-    """1 where a completion (or what `extract` finds in it) is its prompt's answer, but for case and white space."""
+    """1 where a completion is its prompt's answer, or what `extract` finds in the one what it finds in the other, but
+    for case and white space."""
 
     def score(written: Completions) -> Mapping[str, Sequence[Score]]:
-        given = written.texts if extract is None else extracted(extract, written.texts)
-        return {"": [float(same_answer(one, p.answer)) for one, p in zip(given, written.prompts, strict=True)]}
+        given: Sequence[str | None] = written.texts
+        right = [prompt.answer for prompt in written.prompts]
+        if extract is not None:
+            given = extracted(extract, written.texts)
+            found = extracted(extract, [answer or "" for answer in right])
+            right = [answer if inside is None else inside for answer, inside in zip(right, found, strict=True)]
+        return {"": [float(same_answer(one, answer)) for one, answer in zip(given, right, strict=True)]}
 
     return score
 
 
-def matched_rules(rules: Rules) -> Reward:
-    """Each rule's score where its pattern is found, 0 elsewhere."""
+def matched_rules(rules: Rules, base: Path) -> Reward:
+    """Each rule's score where its pattern or label is found, 0 elsewhere.
+
+    Args:
+        base: what the classifiers' folders are relative to.
+
+    Raises:
+        ConfigError: a classifier has no such label.
+        DataError: a folder holds no classifier.
+    """
+    found_by = {rule.name: _finder(rule, base) for rule in rules.rules}
 
     def score(written: Completions) -> Mapping[str, Sequence[Score]]:
-        found: dict[str, Sequence[Score]] = {}
-        for rule in rules.rules:
-            with pattern_limit(rule.pattern):
-                found[rule.name] = [rule.score if re.search(rule.pattern, text) else 0.0 for text in written.texts]
-        return found
+        return {
+            rule.name: [rule.score if found else 0.0 for found in found_by[rule.name](written.texts)]
+            for rule in rules.rules
+        }
 
     return score
+
+
+def _finder(rule: Rule, base: Path) -> Callable[[Sequence[str]], list[bool]]:
+    """Whether texts hold what a rule looks for."""
+    if rule.classifier is not None:
+        return _label_finder(rule, folder_of_arm(rule.classifier, base))
+    pattern = str(rule.pattern)
+
+    def matches(texts: Sequence[str]) -> list[bool]:
+        with pattern_limit(pattern):
+            return [re.search(pattern, text) is not None for text in texts]
+
+    return matches
+
+
+def _label_finder(rule: Rule, folder: Path) -> Callable[[Sequence[str]], list[bool]]:
+    scorer, saved = load_scorer(folder / "scorer"), read_json(folder / "scorer" / "scorer.json")
+    labels = getattr(scorer, "labels", None)
+    several = saved.get("link") == "sigmoid" or saved["kind"] == "label sets"
+    if saved["kind"] == "api":
+        raise DataError(
+            f"rule '{rule.name}': {rule.classifier} sends what it reads to an endpoint, and would be asked about every "
+            "completion",
+            hint="name an arm with a model of its own",
+        )
+    if labels is None or not hasattr(scorer, "score") or several:
+        raise DataError(
+            f"rule '{rule.name}': {rule.classifier} does not give texts one label each",
+            hint="name an arm of a `classification` task",
+        )
+    if rule.label not in labels:
+        raise ConfigError(
+            f"rule '{rule.name}': {rule.classifier} has no label '{rule.label}'", hint=f"it has {', '.join(labels)}"
+        )
+    column = labels.index(rule.label)
+
+    def labelled(texts: Sequence[str]) -> list[bool]:
+        probabilities = softmax(scorer.score(list(texts)).scores, axis=1)[:, column]
+        return [bool(probability > rule.over) for probability in probabilities]
+
+    return labelled

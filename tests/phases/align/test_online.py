@@ -8,18 +8,20 @@ from typing import Any
 import pytest
 import torch
 from judged import Folder
-from online_support import ALWAYS, asked, context, online, run
+from online_support import ALWAYS, SYLLABLES, asked, context, online, run
 
+from quilate.cli.display import describe
 from quilate.config import validate
 from quilate.engine.interrupts import StopRequest
 from quilate.engine.loop import optimizer_step
 from quilate.engine.runlog import Progress, read_metrics
-from quilate.errors import ConfigError, Interrupted
+from quilate.errors import ConfigError, DataError, Interrupted
 from quilate.files import read_jsonl
 from quilate.optim.adamw import AdamW
 from quilate.phases.align.experience import Experience, OnlineBatches, PolicyPart, TextPart, ValuePart, plan_iterations
 from quilate.phases.align.grpo import GrpoConfig, grpo
-from quilate.phases.align.online import OnlineLoss, explorer, learn, plan, start
+from quilate.phases.align.online import OnlineLoss, alarm, explorer, health, learn, plan, start
+from quilate.phases.align.outcomes import changes
 from quilate.phases.align.ppo import PpoConfig, TextMix, TextPieces, ppo
 from quilate.phases.align.rollouts import Completions, Rollouts, assess, mask_of
 from quilate.phases.align.scoring import Scores
@@ -56,6 +58,22 @@ def test_a_contextual_bandit_is_solved(folder: Folder, kind: str, keys: dict[str
     rows = read_jsonl(place.folder / "rollouts.jsonl")
     assert rows[0]["rewards"]["mitad"] < 0.5 and rows[0]["kl"] == 0
     assert sum(row["rewards"]["mitad"] for row in rows[-3:]) / 3 > 0.95
+
+
+def test_a_question_asked_of_something_else_is_another_one(folder: Folder) -> None:
+    """ "Why?" is held out behind one question and learned behind others; only what is asked alike is left out."""
+
+    def asked_why(about: str) -> dict[str, Any]:
+        turns = [("user", about), ("assistant", "si"), ("user", "why")]
+        prompt = [{"role": role, "content": text} for role, text in turns]
+        return {"prompt": prompt, "chosen": "no", "rejected": "ni"}
+
+    folder.judgements("gustos", [asked_why(about) for about in ("al", "em", "on")], held_out=0.0)
+    folder.judgements("ajenos", [asked_why(about) for about in ("al", "ur")], held_out=1)
+    both = {"preferences:ajenos": folder.root / "ajenos"}
+    part = online(folder, "grpo", preferences=["gustos", "ajenos"], inputs=both)
+    assert sorted(prompt.asked.split()[0] for prompt in part.prompts) == ["em", "on"]
+    assert part.counts["prompts that another set holds out"] == 1
 
 
 def parts_of_first_step(folder: Folder, kind: str, **keys: Any) -> tuple[OnlineLoss, list[Any], Any]:
@@ -305,3 +323,93 @@ def test_full_training_saves_a_plain_model(folder: Folder) -> None:
 def test_settings_that_cannot_work(folder: Folder, kind: str, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         online(folder, kind, **keys)
+
+
+def test_what_rules_forbid_is_counted_before_and_after_with_intervals(folder: Folder) -> None:
+    """A rule that forbids "no" at -2 and one that wants "sí" at 1: shares of completions, and paired changes."""
+    rows = [
+        [
+            {"set": "s", "id": str(n), "group": str(n // 2), "prompt": "p", "completion": "c", "score": a + b,
+             "rewards": {"r/no": a, "r/sí": b}}
+            for n, (a, b) in enumerate(values)
+        ]
+        for values in (
+            [(-2.0, 0.0), (-2.0, 0.0), (-2.0, 1.0), (0.0, 1.0)],
+            [(0.0, 1.0), (0.0, 1.0), (-2.0, 1.0), (0.0, 0.0)],
+        )
+    ]  # fmt: skip
+    found = changes(rows[0], rows[1], {"r/no": -2.0, "r/sí": 1.0, "r/otra": 1.0})["s"]
+    assert {rule: [found["rules"][rule][when]["mean"] for when in ("before", "after", "change")]
+            for rule in found["rules"]} == {"r/no": [0.75, 0.25, -0.5], "r/sí": [0.5, 0.75, 0.25]}  # fmt: skip
+    change = found["rules"]["r/no"]["change"]
+    assert (change["low"], change["high"], change["groups"]) == (-1.0, 0.0, 2)
+    assert found["change"]["mean"] == pytest.approx(1.25) and found["reward_changes"]["r/no"]["mean"] == 1.0
+    report = run(asked(folder), "grpo", "conreglas")
+    held_out = report.facts["held_out"]["gustos"]
+    assert held_out["rules"]["todo/todo"]["after"]["mean"] == 1.0 and held_out["change"]["mean"] == 0.0
+    assert 0 <= held_out["after"]["gap"] < 1e-4  # what was kept from sampling is what the policy says again
+    assert any("rule todo/todo is found in 100.0% of completions before" in note for note in folder.notes)
+
+
+def test_progress_tells_how_the_completions_are(folder: Folder) -> None:
+    heard: list[Progress] = []
+    report = run(asked(folder), "grpo", "sano", listener=heard.append)
+    last = read_jsonl(folder.root / "sano" / "rollouts.jsonl")[-1]
+    training = report.facts["training"]
+    steps = read_metrics(folder.root / "sano" / "metrics.jsonl")
+    assert training["iterations"] == len(read_jsonl(folder.root / "sano" / "rollouts.jsonl")) > 1
+    assert training["last"]["score"] == pytest.approx(last["score"], abs=1e-4)
+    of_it = [step["clipped"] for step in steps if step["step"] > last["step"]]
+    assert len(of_it) > 1 and training["last"]["clipped"] == pytest.approx(sum(of_it) / len(of_it), abs=1e-4)
+    assert last["sample"]["prompt"] in SYLLABLES and isinstance(last["sample"]["completion"], str)
+    assert heard[-1].health == health(last) and "reward -0.90, KL" in describe(heard[-1])
+
+
+def test_completions_that_grow_are_told_of_once(folder: Folder) -> None:
+    place = context(asked(folder), "grpo", "larga")
+    logs = [
+        {"iteration": n, "kl": 0.0, "ended": 1.0, "gap": None, "tokens": float(t)}
+        for n, t in enumerate((9, 15, 19, 25))
+    ]
+    folder.notes.clear()
+    for n, log in enumerate(logs):
+        alarm(place, log, logs[:n])
+    [said] = folder.notes
+    assert "iteration 3: completions have grown from 9 to 19 tokens" in said
+    for key, value, words in (("kl", 60.0, "being gamed"), ("ended", 0.2, "only 20%"), ("gap", 0.5, "by 0.50 nats")):
+        folder.notes.clear()
+        wrong = logs[0] | {key: value, "iteration": 1}
+        alarm(place, wrong, logs[:1])
+        alarm(place, wrong | {"iteration": 2}, [logs[0], wrong])
+        [said] = folder.notes
+        assert words in said
+
+
+def test_a_reward_that_fails_midway_costs_nothing_that_was_learned(folder: Folder) -> None:
+    """It raises in the second iteration; asked again, the stage goes on from its checkpoint to the same files."""
+    asked(folder)
+    calls: list[int] = []
+
+    def judge(prompts: list[str], texts: list[str]) -> list[float]:
+        calls.append(len(texts))
+        if len(calls) == 3 and name == "con":  # before training, in an iteration, and now
+            raise ConnectionError("the judge is away")
+        return [float("a" in text) for text in texts]
+
+    def trained() -> None:
+        source = {"juez": {"kind": "function", "path": "juez.py:judge"}}
+        place = context(folder, "grpo", name, rewards=source, checkpoint_steps=1)
+        part = start(place, value=False, functions={"juez": judge})
+        learn(part, grpo(part.config))  # type: ignore[arg-type]
+
+    name = "sin"
+    trained()
+    calls.clear()
+    name = "con"
+    with pytest.raises(DataError, match="raised ConnectionError: the judge is away"):
+        trained()
+    assert len(read_jsonl(folder.root / "con" / "rollouts.jsonl")) == 1
+    assert read_jsonl(folder.root / "con" / "bad-reward.jsonl")
+    trained()
+    for file in ("metrics.jsonl", "rollouts.jsonl", "held-out-after.jsonl", "model/adapter_model.safetensors"):
+        assert (folder.root / "con" / file).read_bytes() == (folder.root / "sin" / file).read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import torch
 from quilate.config import load, validate
 from quilate.errors import ConfigError, DataError, QuilateError
 from quilate.files import read_jsonl
+from quilate.inference.scorer import MajorityScorer
+from quilate.inference.spans import GazetteerTagger
 from quilate.phases.align import patterns
 from quilate.phases.align.functions import function_of_file
 from quilate.phases.align.rollouts import Completions, Prompt
@@ -22,12 +25,16 @@ from quilate.phases.align.scoring import (
     AnswerReward,
     FunctionReward,
     Rules,
+    RulesReward,
     Scorer,
     StageReward,
     content_of_rewards,
     exact_match,
     matched_rules,
 )
+from quilate.phases.baselines import train_tfidf
+from quilate.tasks.classification import ClassificationConfig, ClassificationTask
+from quilate.tasks.labels import Item
 
 
 def asked(*answers: str | None) -> list[Prompt]:
@@ -48,6 +55,8 @@ def test_an_answer_is_right_but_for_case_and_space() -> None:
     score = exact_match()
     assert score(written([" útil\n", "inútil", "útil"], ["Útil", "Útil", None])) == {"": [1, 0, 0]}
     last = exact_match(r"Respuesta:\s*(\w+)")
+    explained = "Porque la tos dura. Respuesta: 3"  # the right answer may be a whole demonstration
+    assert last(written(["No sé. Respuesta: 3", "Respuesta: 2"], [explained, explained])) == {"": [1, 0]}
     texts = ["Respuesta: no. Respuesta: SÍ", "sí", "Respuesta: sí, creo"]
     assert last(written(texts, ["sí", "sí", "sí"])) == {"": [1, 0, 1]}
 
@@ -59,7 +68,7 @@ def test_rules_add_up_and_each_is_shown(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     rules = load(Rules, tmp_path / "r.yaml")
-    found = matched_rules(rules)(written(["Gracias, gracias", "Tome ibuprofeno. GRACIAS", "¿años?"]))
+    found = matched_rules(rules, tmp_path)(written(["Gracias, gracias", "Tome ibuprofeno. GRACIAS", "¿años?"]))
     assert found == {"da gracias": [1, 1, 0], "receta": [0, -2, -2]}
     with pytest.raises(ConfigError, match="no regular expression"):
         validate(Rules, {"rules": [{"name": "x", "pattern": "(", "score": 1.0}]}, source="t")
@@ -103,6 +112,14 @@ def _raises(prompts: list[str], texts: list[str]) -> list[float]:
     raise KeyError("año")
 
 
+def _times_out(prompts: list[str], texts: list[str]) -> list[float]:
+    raise TimeoutError("the judge's server")
+
+
+def _exits(prompts: list[str], texts: list[str]) -> list[float]:
+    raise SystemExit(3)
+
+
 def _hangs(prompts: list[str], texts: list[str]) -> list[float]:
     while True:
         try:
@@ -120,6 +137,11 @@ def _hangs(prompts: list[str], texts: list[str]) -> list[float]:
         (lambda _, __: ["mucho", 1.0], "gave 'mucho' as a score", ["uno"]),
         (lambda _, __: 3.0, "gave 3.0 instead of a list of scores", ["uno", "dos"]),
         (_raises, "raised KeyError: 'año' (test_scoring.py, line", ["uno", "dos"]),
+        (_times_out, "raised TimeoutError: the judge's server", ["uno", "dos"]),
+        (_exits, "raised SystemExit: 3", ["uno", "dos"]),
+        (lambda _, __: {}, "gave a mapping without any scores", ["uno", "dos"]),
+        (lambda _, __: [1.0, 3.5e39], "gave 3.5e+39, which is too large to learn from", ["dos"]),
+        (lambda _, __: [1.0, 10**400], "gave 1000000000", ["dos"]),
         (_hangs, "did not finish within 0.2 s for 2 completions", ["uno", "dos"]),
     ],
 )
@@ -159,8 +181,35 @@ def test_what_a_reward_is_made_of_is_part_of_the_stage(tmp_path: Path) -> None:
     assert content_of_rewards(rewards, tmp_path) != first
 
 
-def test_a_pattern_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pattern_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(patterns, "PATTERN_SECONDS", 0.3)
     rules = validate(Rules, {"rules": [{"name": "lenta", "pattern": "(a+)+$", "score": 1.0}]}, source="t")
     with pytest.raises(DataError, match="did not finish"):
-        matched_rules(rules)(written(["a" * 60 + "b"]))
+        matched_rules(rules, tmp_path)(written(["a" * 60 + "b"]))
+
+
+def test_a_rule_may_ask_a_trained_classifier(tmp_path: Path) -> None:
+    """A forbidden claim that no pattern finds: TF-IDF has learned it; its digest is part of the stage's identity."""
+    texts = ["esto cura el cáncer", "cura la gripe seguro", "consulte a su médico", "pida cita con su médico"]
+    items = [Item(str(n), text, label, str(n)) for n, (text, label) in enumerate(zip(texts, "aabb", strict=True))]
+    config = validate(ClassificationConfig, {"name": "t", "text": "t", "label": "l"}, source="t")
+    trained, _ = train_tfidf(ClassificationTask(config, ["a", "b"], items, [], [], {}), 10.0)
+    trained.save(tmp_path / "arm" / "scorer")
+    claims = {"name": "promesas", "classifier": "arm", "label": "a", "score": -2.0}
+    rules = validate(Rules, {"rules": [claims, claims | {"name": "seguras", "over": 0.999}]}, source="t")
+    found = matched_rules(rules, tmp_path)(written(["cura el cáncer seguro", "vea a su médico", "xyz"]))
+    assert found["promesas"][:2] == [-2.0, 0.0] and found["seguras"] == [0.0, 0.0, 0.0]
+    (tmp_path / "r.yaml").write_text(json.dumps({"rules": [claims]}), encoding="utf-8")
+    rewards = {"r": RulesReward(kind="rules", path="r.yaml")}
+    first = content_of_rewards(rewards, tmp_path)
+    MajorityScorer(["a", "b"], [0.5, 0.5]).save(tmp_path / "arm" / "scorer")
+    assert content_of_rewards(rewards, tmp_path) != first
+    wrong = validate(Rules, {"rules": [claims | {"label": "c"}]}, source="t")
+    with pytest.raises(ConfigError, match="arm has no label 'c'"):
+        matched_rules(wrong, tmp_path)
+    GazetteerTagger(["a"], {("x",): "a"}).save(tmp_path / "arm" / "scorer")
+    with pytest.raises(DataError, match="does not give texts one label each"):
+        matched_rules(rules, tmp_path)
+    for bad in ({"pattern": "x"}, {"label": None}, {"classifier": None}):
+        with pytest.raises(ConfigError, match="rule 'promesas'"):
+            validate(Rules, {"rules": [claims | bad]}, source="t")
