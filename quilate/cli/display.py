@@ -88,10 +88,12 @@ class RunDisplay:
 
 
 def describe(progress: Progress) -> str:
-    """Loss, speed and time left, as far as known."""
+    """Loss, health, speed and time left, as far as known."""
     parts = []
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
+    if progress.health:
+        parts.append(progress.health)
     if progress.tokens_per_second is not None:
         parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
     if progress.seconds_left is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
@@ -53,6 +54,9 @@ for _verb, _help in VERBS.items():
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; exits with the codes of `quilate.errors`."""
+    # What one library asks of another is for their developers; Python shows it to everybody. `-W` still wins.
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\b")
     sys.exit(run_command_line(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -29,7 +29,7 @@ def verify(run: Path, stage: str | None = None, *, with_text: bool = False, json
     Parameters
     ----------
     run
-        The run's folder, e.g. runs/icd10-es.
+        The run's folder, e.g. runs/icd10-es; or its recipe, e.g. recipes/icd10-es.yaml, for runs/NAME.
     stage
         The stage, e.g. lora-s0, or the arm, for its first seed; needed where the run has several that fine-tune.
     with_text
@@ -50,6 +50,7 @@ def verify(run: Path, stage: str | None = None, *, with_text: bool = False, json
 
     if with_text and json:
         raise UsageError("--with-text is for people, --json for machines", hint="give one of them")
+    run = _folder_of(run)
     plan = run_plan(run)
     name = _chosen(plan, stage, run)
     bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), console=result_console(), transient=True)
@@ -75,6 +76,23 @@ def verify(run: Path, stage: str | None = None, *, with_text: bool = False, json
             f"{name} is not certified: {', '.join(certificate.failed)} failed",
             hint=f"{path} says what was compared and by how much it differs",
         )
+
+
+def _folder_of(run: Path) -> Path:
+    """A run's folder; for a recipe the one that it is run in unless told otherwise."""
+    from quilate import config
+    from quilate.errors import UsageError
+    from quilate.recipe.schema import Recipe
+
+    if run.suffix not in (".yaml", ".yml"):
+        return run
+    folder = Path("runs") / config.load(Recipe, run).recipe
+    if not (folder / "run.json").exists():
+        raise UsageError(
+            f"{run} has not been run here: there is no {folder}",
+            hint=f"quilate run {run} first (--until STAGE stops before the stage's end), or name the run's folder",
+        )
+    return folder
 
 
 def _chosen(plan: dict[str, Any], asked: str | None, run: Path) -> str:

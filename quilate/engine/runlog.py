@@ -20,7 +20,8 @@ from quilate.files import write_text
 
 @dataclass(frozen=True)
 class Progress:
-    """One line of live progress. `unit` is what `done` counts: steps, items, documents."""
+    """One line of live progress. `unit` is what `done` counts: steps, items, documents; `health` is what else is worth
+    watching, in words."""
 
     done: int
     total: int
@@ -28,6 +29,7 @@ class Progress:
     loss: float | None = None
     tokens_per_second: float | None = None
     seconds_left: float | None = None
+    health: str = ""
 
 
 ProgressListener = Callable[[Progress], None]

@@ -17,10 +17,9 @@ from quilate.data.sampling import draw
 from quilate.data.tables import SourceConfig, locate, read_table
 from quilate.errors import DataError
 from quilate.files import read_jsonl, sha256_of_file, write_jsonl
-from quilate.phases.corpus import refuse_leak
+from quilate.phases.corpus import refuse_leaks, tasks_among
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.tasks.columns import Condition, TextColumn, columns_of, filter_rows
-from quilate.tasks.kinds import load_task
 from quilate.tasks.labels import Item
 from quilate.tasks.splits import tie_duplicates
 
@@ -141,10 +140,8 @@ def _run(context: StageContext[ConversationsStageConfig]) -> StageReport:
     config = context.config.conversations
     found = load_conversations(config, context.base_folder)
     counts = dict(found.counts)
-    if "task" in context.inputs:
-        task = load_task(context.inputs["task"] / "task")
-        texts = list(dict.fromkeys(m["content"] for c in found.conversations for m in c.messages))
-        refuse_leak(texts, task, config.path, allow=context.config.allow_leak)
+    texts = list(dict.fromkeys(m["content"] for c in found.conversations for m in c.messages))
+    refuse_leaks(texts, tasks_among(context.inputs), config.path, allow=context.config.allow_leak)
     train, held_out = split_by_group(found.conversations, config.held_out)
     if not train and config.held_out < 1:
         raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from quilate.inference.tagging import WindowPlan
 from quilate.inference.written_spans import prompt_of, written
 from quilate.tasks.bio import spans_of, tags_of
 from quilate.tasks.classification import ClassificationTask
-from quilate.tasks.extraction import ExtractionTask, without_overlaps
+from quilate.tasks.extraction import Document, ExtractionTask, Span, without_overlaps
 from quilate.tasks.multi_label import MultiLabelTask
 from quilate.tasks.multiple_choice import AnswerForm, ChoiceTask
 from quilate.tasks.question_answering import QuestionTask
@@ -62,28 +63,49 @@ def list_examples(
     task: ExtractionTask, tokenizer: PreTrainedTokenizerBase, *, max_item_tokens: int, context: int
 ) -> Examples:
     """Prompt, list of the document's entities, end of sequence; what follows the prompt is supervised. `counts` has the
-    spans left out because they overlap a longer one.
+    spans left out because they overlap a longer one, and those that stand in what is cut: a model that learned to list
+    what it is not shown would learn to invent.
 
     Raises:
         DataError: the longest list leaves no room for a prompt in the model's `context`.
     """
-    prompts = [prompt_of(document.text, task.config.language) for document in task.train]
-    lists = answer_tokens(tokenizer, _lists(task))
+    language = task.config.language
+    prompts = [prompt_of(document.text, language) for document in task.train]
+    shown = [_shown_spans(d, prompt, tokenizer, max_item_tokens) for d, prompt in zip(task.train, prompts, strict=True)]
+    room = max(1, min(max_item_tokens, context - 1 - max(map(len, answer_tokens(tokenizer, _lists(task, shown))))))
+    shown = [_shown_spans(d, prompt, tokenizer, room) for d, prompt in zip(task.train, prompts, strict=True)]
+    lists = answer_tokens(tokenizer, _lists(task, shown))
     made = _written(
         [document.id for document in task.train], prompts, lists, tokenizer,
-        max_item_tokens=max_item_tokens, context=context, longest=max(map(len, lists)),
+        max_item_tokens=room, context=context, longest=max(map(len, lists)),
     )  # fmt: skip
-    overlapping = sum(len(d.spans) - len(without_overlaps(d.spans)) for d in task.train)
-    return Examples(made.examples, made.counts | {"overlapping spans left out": overlapping}, made.rows)
+    lost = {
+        "overlapping spans left out": sum(len(spans) - len(without_overlaps(spans)) for spans in shown),
+        "spans in what is cut": sum(len(d.spans) - len(spans) for d, spans in zip(task.train, shown, strict=True)),
+    }
+    return Examples(made.examples, made.counts | lost, made.rows)
 
 
-def _lists(task: ExtractionTask) -> list[str]:
-    return [written(document.text, document.spans, task.config.language) for document in task.train]
+def _lists(task: ExtractionTask, shown: Sequence[Sequence[Span]]) -> list[str]:
+    return [written(d.text, spans, task.config.language) for d, spans in zip(task.train, shown, strict=True)]
+
+
+def _shown_spans(document: Document, prompt: str, tokenizer: PreTrainedTokenizerBase, room: int) -> tuple[Span, ...]:
+    """The spans that stay in the prompt when it is cut, as `shorten` does, to so many tokens."""
+    placed, opening = placed_tokens(tokenizer, prompt), len(opening_tokens(tokenizer))
+    if opening + len(placed) <= room:
+        return document.spans
+    kept, _ = shorten(list(range(-opening, len(placed))), room)
+    gap = next(place for place, (one, after) in enumerate(itertools.pairwise(kept)) if after > one + 1)
+    head_ends = placed.ends[kept[gap]] if kept[gap] >= 0 else 0
+    tail_starts = placed.starts[kept[gap + 1]]
+    before = prompt.index(document.text)
+    return tuple(s for s in document.spans if before + s.end <= head_ends or before + s.start >= tail_starts)
 
 
 def longest_list(task: ExtractionTask, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens of the longest list of entities in training, its end included."""
-    return 1 + max(map(len, answer_tokens(tokenizer, _lists(task))))
+    return 1 + max(map(len, answer_tokens(tokenizer, _lists(task, [document.spans for document in task.train]))))
 
 
 def label_examples(

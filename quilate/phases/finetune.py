@@ -57,7 +57,7 @@ from quilate.phases.examples import (
 )
 from quilate.phases.head import HeadConfig, train_head
 from quilate.phases.inputs import LearningConfig
-from quilate.phases.search import PENALTY_FACTOR, Search, Trial, best_of_trials, combinations, config_of, sweep
+from quilate.phases.search import PENALTY, PENALTY_FACTOR, Search, Trial, best_of_trials, combinations, config_of, sweep
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of, write_model_note
 from quilate.rng import Streams
 from quilate.tasks.bio import tag_names
@@ -178,7 +178,7 @@ def default_search(config: FinetuneConfig, kind: str, trials: int) -> Search:
         kind: of the task; the `head` of a classification task has no rate, and tries strengths of its penalty.
     """
     if config.method == "head" and kind in ("classification", "multi_label"):
-        return {"head.regularization": sweep((config.head or HeadConfig()).regularization, trials, PENALTY_FACTOR)}
+        return {PENALTY: sweep((config.head or HeadConfig()).regularization, trials, PENALTY_FACTOR)}
     return {"lr": sweep(config.rate(), trials)}
 
 
@@ -363,4 +363,4 @@ def _scorer(
     return written_scorer(model, task, config)
 
 
-FINETUNE = StageKind("finetune", 2, FinetuneConfig, _run)
+FINETUNE = StageKind("finetune", 3, FinetuneConfig, _run)

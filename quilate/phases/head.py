@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save
 
 from quilate.config import Config
 from quilate.engine.runlog import Progress
-from quilate.files import read_json, write_bytes, write_json
+from quilate.files import digest, read_json, write_bytes, write_json
 from quilate.inference.features import Features, Long, Pooling
 from quilate.inference.scorer import HeadScorer
 from quilate.models.load import is_masked_directory, load_tokenizer
@@ -110,9 +110,14 @@ def _tokens_read(length: int, size: int, long: Long) -> int:
 
 
 def _features(context: StageContext[Any], encoder: HeadScorer, texts: list[str]) -> Features:
-    path, facts_path = context.folder / "features.safetensors", context.folder / "features.json"
+    """The texts' vectors, computed once: by whoever comes first of a stage's attempts and of a search's trials, whose
+    cost they are."""
+    path = (context.shared or context.folder) / f"features-{digest([encoder.encoding(), texts])[:8]}.safetensors"
+    facts_path = path.with_suffix(".json")
     if facts_path.exists():  # written last
-        return Features(load_file(path)["vectors"], **read_json(facts_path))
+        facts = read_json(facts_path)
+        paid = {} if facts.pop("by") == context.folder.name else {"tokens": 0, "flops": 0.0}
+        return Features(load_file(path)["vectors"], **facts | paid)
 
     def listen(done: int, total: int) -> None:
         context.stop.raise_if_set()
@@ -121,5 +126,5 @@ def _features(context: StageContext[Any], encoder: HeadScorer, texts: list[str])
     features = encoder.features(texts, listen)
     write_bytes(path, save({"vectors": features.vectors}))
     facts = {name: value for name, value in vars(features).items() if name != "vectors"}
-    write_json(facts_path, facts)
+    write_json(facts_path, facts | {"by": context.folder.name})
     return features

@@ -15,7 +15,7 @@ from quilate.evaluation.wording import say
 from quilate.files import sha256_of_file, sha256_of_tree
 from quilate.inference.demonstrations import balanced
 from quilate.models.source import model_name, resolve_model
-from quilate.phases.corpus import refuse_leak
+from quilate.phases.corpus import refuse_leaks
 from quilate.phases.stage import StageContext, StageKind, StageReport, write_model_note
 from quilate.tasks.kinds import TaskConfig, load_task
 from quilate.tasks.prepare import prepare
@@ -112,7 +112,7 @@ def _refuse_leaks_between(task: Task, context: StageContext[TaskStageConfig]) ->
         other = load_task(folder / "task")
         for learned, tested in ((task, other), (other, task)):
             texts = list(dict.fromkeys(item.content for item in learned.train))
-            refuse_leak(texts, tested, f"that task {learned.name} has", allow=task.config.allow_leak)
+            refuse_leaks(texts, [tested], f"that task {learned.name} has", allow=task.config.allow_leak)
 
 
 def _prepare_base(context: StageContext[BaseStageConfig]) -> StageReport:

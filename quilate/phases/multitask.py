@@ -90,4 +90,4 @@ def _run(context: StageContext[MultitaskConfig]) -> StageReport:
     )
 
 
-MULTITASK = StageKind("multitask", 1, MultitaskConfig, _run)
+MULTITASK = StageKind("multitask", 2, MultitaskConfig, _run)

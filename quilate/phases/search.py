@@ -35,6 +35,7 @@ Value = bool | int | float | str
 Search = dict[str, list[Value]]
 
 FACTOR = 3.0  # between neighbours of a default sweep of learning rates: about half a decade (guess)
+PENALTY = "head.regularization"  # in a search: the same vectors, another classifier
 PENALTY_FACTOR = 10.0  # and of strengths of a penalty, which matter less (guess)
 
 # A key that says what an arm is, not how it is trained.
@@ -63,13 +64,14 @@ def combinations(search: Mapping[str, Sequence[Value]]) -> list[Trial]:
 
 
 def config_of(config: C, trial: Trial, trials: int) -> C:
-    """The config of one trial: its values in their places, no search, and its share of the tokens.
+    """The config of one trial: its values in their places, no search, and its share of the tokens. Penalties share one
+    pass over the rows, which takes them all.
 
     Raises:
         ValueError: the values are not valid there.
     """
     value = config.as_json() | {"search": None}
-    if value.get("max_train_tokens") is not None:
+    if value.get("max_train_tokens") is not None and trial.values.keys() != {PENALTY}:
         value["max_train_tokens"] = max(1, value["max_train_tokens"] // trials)
     for key, chosen in trial.values.items():
         *parents, last = key.split(".")
@@ -155,7 +157,7 @@ class _Done:
 
 # What a trained arm leaves, beside the files that every trial keeps.
 _LEFT = ("model", "base", "scorer", "checkpoints")
-_TAKEN = (*_LEFT, "model.json", "metrics.jsonl", "features.safetensors", "features.json")
+_TAKEN = (*_LEFT, "model.json", "metrics.jsonl")
 
 
 def _done(
@@ -168,7 +170,9 @@ def _done(
 ) -> _Done:
     note = place.with_suffix(".json")  # written last: with it the trial is finished
     if not note.exists():
-        own = replace(context, config=config_of(context.config, trial, trials), folder=make_folder(place))
+        own = replace(
+            context, config=config_of(context.config, trial, trials), folder=make_folder(place), shared=context.folder
+        )
         report = run(own)
 
         def listen(done: int, total: int) -> None:

@@ -47,6 +47,7 @@ class StageContext(Generic[ConfigType]):
         seed: varies initialization and order, nothing else.
         base_folder: where the recipe lies; relative paths in it start here.
         listener: live progress; note: a line for the user; stop: somebody asked to stop.
+        shared: in a search, the folder that all of its trials have; what is the same for them is left there once.
     """
 
     config: ConfigType
@@ -57,6 +58,7 @@ class StageContext(Generic[ConfigType]):
     listener: ProgressListener
     note: Callable[[str], None]
     stop: StopRequest
+    shared: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from quilate.recipe.schema import Recipe
 
 # They read files, and say what all others will compute: a plan brings them to their end, and a run reuses them.
 READING = ("task", "base", "corpus", "conversations", "preferences")
+SEED = re.compile(r"-s\d+(?=(-on-.+|-assay)?(-evaluate)?$)")  # in a node's name
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def plan_recipe(
         for node in graph.nodes.values():
             if node.kind in READING and not (folder_of(node.name) / "manifest.json").exists():
                 raise DataError(f"stage {node.name} is not finished, and the plan needs it", hint="run the recipe")
-            twin = re.sub(r"-s\d+(?=(-evaluate)?$)", f"-s{first}", node.name)
+            twin = SEED.sub(f"-s{first}", node.name)
             if twin in by_name:  # another seed computes as much
                 by_name[node.name] = replace(by_name[twin], name=node.name)
                 continue

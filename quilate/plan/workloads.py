@@ -50,7 +50,7 @@ Documents = list[tuple[int, int]]  # (tokens, supervised tokens) of each
 # Why a kind of stage is not estimated.
 NOT_KNOWN = {
     **dict.fromkeys(("ppo", "grpo", "derive", "assay"), "how much a model will write is not known"),
-    **dict.fromkeys(("cloning", "ilql", "distill", "multitask", "privacy"), "no probe knows this kind of stage"),
+    **dict.fromkeys(("cloning", "ilql", "distill", "multitask", "privacy", "ask"), "no probe knows this kind of stage"),
     "api": "somebody else's machine computes",
 }
 SAMPLE_BYTES = 300_000  # of each corpus, tokenized to know how long its documents are (guess)

@@ -29,6 +29,7 @@ from quilate.phases.api import ApiConfig
 from quilate.phases.baselines import BaselineConfig
 from quilate.phases.conversations import content_of_conversations
 from quilate.phases.corpus import content_of_corpus
+from quilate.phases.curate import content_of_tagger
 from quilate.phases.finetune import FinetuneConfig, TuningConfig, default_search
 from quilate.phases.icl import IclConfig
 from quilate.phases.inputs import content_of_sources
@@ -233,12 +234,12 @@ def build_graph(recipe: Recipe, base_folder: Path) -> Graph:
         stage = {"conversations": conversations.as_json()}
         stage["allow_leak"] = recipe.task is not None and recipe.task.allow_leak
         content = content_of_conversations(conversations, base_folder)
-        graph.add(f"conversations-{name}", "conversations", stage, _task_of(graph), content=content)
+        graph.add(f"conversations-{name}", "conversations", stage, _tasks_of(graph), content=content)
     for name, preferences in recipe.preferences.items():
         stage = {"preferences": preferences.as_json()}
         stage["allow_leak"] = recipe.task is not None and recipe.task.allow_leak
         content = content_of_preferences(preferences, base_folder)
-        graph.add(f"preferences-{name}", "preferences", stage, _task_of(graph), content=content)
+        graph.add(f"preferences-{name}", "preferences", stage, _tasks_of(graph), content=content)
     evaluated: dict[str, list[str]] = {}
     for name in _upstream_first(recipe.stages):
         for seed in seeds_of(recipe, recipe.stages[name]):
@@ -325,15 +326,22 @@ def _task_of(graph: Graph) -> dict[str, str]:
     return {"task": "task"} if "task" in graph.nodes else {}
 
 
+def _tasks_of(graph: Graph) -> dict[str, str]:
+    """Every task of the recipe: what is read must hold nothing that one of them tests with."""
+    return _task_of(graph) | {f"task:{name}": _task_node(name) for name in graph.recipe.tasks}
+
+
 def _add_corpora(graph: Graph, base_folder: Path) -> None:
     """Raw text, curated or as it is."""
     recipe = graph.recipe
     for name, curated in recipe.curated.items():
         read = {source: content_of_source(config, base_folder) for source, config in curated.sources.items()}
-        graph.add(f"curated-{name}", "curate", curated.as_json(), _task_of(graph), content=read)
+        if curated.personal_data is not None and curated.personal_data.tagger is not None:
+            read["personal_data.tagger"] = content_of_tagger(curated.personal_data.tagger, base_folder)
+        graph.add(f"curated-{name}", "curate", curated.as_json(), _tasks_of(graph), content=read)
     for name, corpus in recipe.corpora.items():
         stage = {"corpus": corpus.as_json(), "allow_leak": recipe.task is not None and recipe.task.allow_leak}
-        inputs, content = _task_of(graph), None
+        inputs, content = _tasks_of(graph), None
         if corpus.curated is not None:
             inputs["curated"] = f"curated-{corpus.curated}"
         else:
@@ -383,7 +391,7 @@ def _add_stage(graph: Graph, name: str, stage: StageConfig, seed: int, base_fold
         case DistillConfig():
             inputs = {f"conversations:{name}": f"conversations-{name}" for name in stage.conversations}
         case DeriveConfig():
-            inputs, content = _task_of(graph), content_of_questions(stage, base_folder)
+            inputs, content = _tasks_of(graph), content_of_questions(stage, base_folder)
         case SftConfig():
             inputs = {f"conversations:{name}": f"conversations-{name}" for name in recipe.conversations}
         case RewardConfig():

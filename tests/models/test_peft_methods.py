@@ -50,6 +50,7 @@ METHODS: dict[str, Add] = {
     "pissa": lambda model, base: add_lora(model, LoraConfig(**LORA, init="pissa"), base=base),
     "pissa-rslora": lambda model, base: add_lora(model, LoraConfig(**LORA, init="pissa", rslora=True), base=base),
     "olora": lambda model, base: add_lora(model, LoraConfig(**LORA, init="olora"), base=base),
+    "targets": lambda model, base: add_lora(model, LoraConfig(**LORA, targets=["q_proj", "v_proj"]), base=base),
     "ia3": lambda model, base: add_ia3(model, base=base),
     "prefix": lambda model, base: add_virtual_tokens(model, "prefix", 5, base=base),
     "prompt": lambda model, base: add_virtual_tokens(model, "prompt", 5, base=base),
@@ -292,3 +293,15 @@ def test_an_adapter_comes_back_onto_its_quantized_base(bases: dict[str, Path], t
     )
     with pytest.raises(ModelError, match="rounded to so few values"):
         merge(adapted)
+
+
+def test_targets_are_the_layers_named_and_no_others(bases: dict[str, Path]) -> None:
+    model = fresh(bases["llama"], "targets")
+    adapted = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert adapted == {"q_proj", "v_proj"}
+    with pytest.raises(ModelError, match="no linear layer 'c_attn'") as caught:
+        base = load_causal(bases["llama"], dtype=torch.float32)
+        add_lora(base, LoraConfig(targets=["q_proj", "c_attn"]), base=bases["llama"])
+    assert "down_proj" in (caught.value.hint or "") and "lm_head" not in (caught.value.hint or "")
+    gpt2 = load_causal(bases["gpt2"], dtype=torch.float32)
+    assert trainable_parameters(add_lora(gpt2, LoraConfig(targets=["c_attn"]), base=bases["gpt2"])) > 0

@@ -86,7 +86,6 @@ def test_the_head_is_scikit_learns_on_standardized_vectors(tmp_path: Path, shape
 def test_an_interrupted_stage_does_not_encode_twice(tmp_path: Path) -> None:
     folder = Folder(tmp_path, save_directory(tiny_llama(), tmp_path / "model"))
     first = folder.run("arm", method="head", lr=None)
-    (folder.root / "arm" / "features.safetensors").touch()
     saved = load_scorer(folder.root / "arm" / "scorer")
     (tmp_path / "model" / "model.safetensors").unlink()  # so it cannot
     assert folder.run("arm", method="head", lr=None) == first

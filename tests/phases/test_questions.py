@@ -11,6 +11,7 @@ from stage_folder import StageFolder
 from support import tiny_tokenizer
 
 from quilate.config import validate
+from quilate.errors import DataError
 from quilate.files import read_json
 from quilate.inference.answers import AnswerWriter, Posed
 from quilate.inference.scorer import load_scorer
@@ -74,3 +75,22 @@ def test_extractive_answers_stand_in_their_contexts(tmp_path: Path, llama_direct
     assert report.facts["train_rows"] == 1
     for question, answer in zip(questions, scorer.write(questions).answers, strict=True):
         assert answer in question.context
+
+
+def test_what_does_not_fit_is_the_question_and_not_its_demonstrations(llama_directory: Path) -> None:
+    """A context of 256 tokens: the demonstrations stay whole before every question, long or short."""
+    shown = [(f"¿Dónde, {n}?", f"Año {n}: fue en {town}.", town) for n, town in enumerate(TOWNS[:2])]
+    settings = {"template": "{{ context }}\nP: {{ text }}\nR:", "extractive": False, "precision": "fp32"}
+    writer = AnswerWriter(llama_directory, demonstrations=shown, max_new_tokens=8, **settings)
+    questions = [Posed("¿Dónde?", "Fue en León. " * 40), Posed("¿Dónde?", "Fue en León.")]
+    tokenizer = tiny_tokenizer()
+    long, short = writer._fitting(tokenizer, questions, 200)
+    head = tokenizer(writer.prompts(questions)[0].partition("Fue en León.")[0]).input_ids[:-1]
+    for tokens, _ in (long, short):
+        assert tokens[: len(head)] == head and len(tokens) <= 200
+        assert tokenizer.decode(tokens).endswith("P: ¿Dónde?\nR:")
+    assert (long[1], short[1], len(long[0])) == (True, False, 200)
+    assert writer.write(questions).truncated == 1
+    many = AnswerWriter(llama_directory, demonstrations=shown * 4, max_new_tokens=8, **settings)
+    with pytest.raises(DataError, match="8 demonstrations take"):
+        many.write(questions)

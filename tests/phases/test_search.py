@@ -96,7 +96,17 @@ def test_a_heads_penalty_is_searched(folder: Folder) -> None:
     search = default_search(config(method="head"), "classification", 3)
     assert search == {"head.regularization": [0.001, 0.01, 0.1]}
     report = folder.run("head", method="head", lr=None, search=search)
-    assert len(report.facts["tried"]) == 3
+    alone = folder.run("alone", method="head", lr=None)
+    assert [tried["train_tokens"] for tried in report.facts["tried"]] == [alone.train_tokens, 0, 0]  # one pass for all
+    assert (report.train_tokens, report.flops) == (alone.train_tokens, alone.flops)
+    budget = alone.train_tokens // 2
+    less = folder.run("less", method="head", lr=None, search=search, max_train_tokens=budget)
+    half = folder.run("half", method="head", lr=None, max_train_tokens=budget)
+    assert less.facts["train_rows"] == half.facts["train_rows"] > 0  # and all of the budget's rows for each
+    pools = {"head.pooling": ["last", "mean"], "head.regularization": [0.01, 0.1]}
+    both = folder.run("pools", method="head", lr=None, search=pools)
+    paid = [tried["train_tokens"] for tried in both.facts["tried"]]
+    assert paid == [alone.train_tokens, 0, alone.train_tokens, 0]
 
 
 def config(**keys: Any) -> FinetuneConfig:

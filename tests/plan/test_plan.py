@@ -101,3 +101,24 @@ def test_what_cannot_be_known_before_is_named_with_its_reason(llama_directory: P
     assert searched.train_tokens > 3 * 12 * 10 and searched.train_tokens % 3 == 0  # 12 items of over 10 tokens
     assert searched.read_tokens > 0 and searched.notes == ("3 trials",)
     assert not found["policy-s0"].estimated and "write" in found["policy-s0"].notes[0]
+
+
+def test_a_second_seed_costs_as_much_as_the_first(llama_directory: Path, tmp_path: Path) -> None:
+    """Also where the models of one task are asked another, whose nodes carry the seed in the middle of their names."""
+    for name in ("a", "b"):
+        rows = [{"t": f"{name} {sentence[:40]} {n}", "e": "rd"[n % 2]} for n, sentence in enumerate(SENTENCES * 2)]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows[:30])
+    task = {"name": "n", "text": "t", "label": "e", "split": {"train": 12, "dev": 6, "test": 6}}
+    tuned = {"kind": "finetune", "method": "full", "lr": 1e-3, "epochs": 1, "max_item_tokens": 48}
+    recipe = validate(Recipe, {
+        "recipe": "r", "base": str(llama_directory), "data": {"all": {"path": "a.jsonl"}}, "task": task,
+        "tasks": {"other": {"data": {"all": {"path": "b.jsonl"}}, "task": task}},
+        "stages": {"first": tuned | {"task": "other"}}, "arms": {"then": tuned | {"on": "first"}}, "seeds": [3, 4],
+    }, source="t")  # fmt: skip
+    graph, out = build_graph(recipe, tmp_path), tmp_path / "run"
+    read_inputs(recipe, graph, tmp_path, out, Mock())
+    found = {e.name: e for e in plan_recipe(graph, lambda n: graph.nodes[n].folder(out), tmp_path, probe=False)}
+    for name in ("first", "then"):
+        assert found[f"{name}-s3"].estimated
+        assert found[f"{name}-s4"] == replace(found[f"{name}-s3"], name=f"{name}-s4")
+    assert not found["first-s4-on-task"].estimated

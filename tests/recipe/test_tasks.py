@@ -60,6 +60,15 @@ def test_the_stages_of_several_tasks(tmp_path: Path, llama_directory: Path) -> N
     assert not any("-on-" in node.name for node in graph.upstream("after-s0-evaluate"))
 
 
+def test_text_is_kept_clean_of_every_task(tmp_path: Path, llama_directory: Path) -> None:
+    for name in ("meta.csv", "tono.csv", "texto.txt"):
+        (tmp_path / name).write_text(ROWS, encoding="utf-8")
+    keys = {"corpora": {"c": {"path": "texto.txt"}}, "curated": {"k": {"sources": {"a": {"path": "texto.txt"}}}}}
+    nodes = build_graph(recipe(base=str(llama_directory), **keys), tmp_path).nodes
+    both = {"task": "task", "task:tono": "task-tono"}
+    assert nodes["corpus-c"].inputs == nodes["curated-k"].inputs == both
+
+
 def test_a_recipe_of_one_task_asks_nothing_more(tmp_path: Path, llama_directory: Path) -> None:
     (tmp_path / "meta.csv").write_text(ROWS, encoding="utf-8")
     stages = {"step": {"kind": "finetune", "method": "full", "once": True}}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from support import SENTENCES
 
@@ -286,6 +287,20 @@ def test_which_stage_and_how_it_is_shown(run: Path, capsys: pytest.CaptureFixtur
     assert run_command_line(["verify", str(run), "lora", "--with-text"]) == 0
     shown = capsys.readouterr().out
     assert "kill and resume" in shown and "⟦" in shown and "Caso" in shown
+
+
+def test_a_recipe_stands_for_the_run_of_its_name(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = read_json(run / "run.json")["recipe"]
+    (tmp_path / "receta.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert run_command_line(["verify", "receta.yaml"]) == 2
+    assert f"has not been run here: there is no runs/{recipe['recipe']}" in capsys.readouterr().err
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / recipe["recipe"]).symlink_to(run)
+    assert run_command_line(["verify", "receta.yaml"]) == 2
+    assert "name one of chat-s0, lora-s0" in capsys.readouterr().err
 
 
 FEW = {"kind": "finetune", "method": "lora", "precision": "fp32", "batch_size": 6, "epochs": 1, "train_rows": 12}

@@ -5,6 +5,7 @@ All layers, not attention only: "LoRA Without Regret" (Schulman 2025) finds atte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,9 @@ class LoraConfig(Config):
     """Rank of the update; SFT on small data saturates early (peft's own default is 8)."""
     alpha: int = Field(default=32, ge=1)
     """Scale: the update is multiplied by alpha / rank."""
+    targets: list[str] | None = Field(default=None, min_length=1)
+    """The linear layers that get one, by the last part of their names, as in `[q_proj, v_proj]`; by default all of
+    them but the head (Dettmers et al. 2023, "QLoRA": adapting all matters more than the rank)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
     rslora: bool = False
@@ -64,9 +68,12 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: Path) -> PreTr
         base: the base model's directory, recorded in the adapter so that plain peft finds it.
 
     Raises:
-        ModelError: a layer is too small for the rank that the initialization needs.
+        ModelError: a layer is too small for the rank that the initialization needs, or there is none of a name.
     """
     import peft
+
+    if config.targets is not None:
+        _refuse_unknown(model, config.targets)
 
     classifier = classifier_name(model)
     settings = peft.LoraConfig(
@@ -76,7 +83,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: Path) -> PreTr
         use_rslora=config.rslora,
         use_dora=config.dora,
         init_lora_weights=_PEFT_NAMES.get(config.init, config.init),
-        target_modules="all-linear",
+        target_modules="all-linear" if config.targets is None else list(config.targets),
         exclude_modules=classifier,
         modules_to_save=classifier,  # it is new: there is nothing to adapt
         task_type="CAUSAL_LM" if model.can_generate() else None,
@@ -92,6 +99,23 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: Path) -> PreTr
     if config.init in TAKEN_FROM_THE_BASE:
         _keep_start(adapted, model.dtype)
     return adapted
+
+
+def _refuse_unknown(model: PreTrainedModel, targets: Sequence[str]) -> None:
+    heads = [model.get_output_embeddings(), *(getattr(model, name) for name in classifier_name(model) or [])]
+    known = sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
+            and not any(module is head for head in heads)
+        }
+    )
+    for target in targets:
+        if target not in known:
+            raise ModelError(
+                f"lora.targets: the model has no linear layer '{target}'", hint=f"it has {', '.join(known)}"
+            )
 
 
 def _refuse_small_layers(model: PreTrainedModel, config: LoraConfig) -> None:
