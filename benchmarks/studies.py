@@ -1,16 +1,21 @@
 """What the studies' pages share: one study over several tasks is its recipe once, and what each run puts in place of
-its keys; and a mean over seeds says of how many it is, where not all that were planned have been run.
+its keys; a mean over seeds says of how many it is, where not all that were planned have been run; figures.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+import numpy as np
+
+from quilate.evaluation.win_rates import Estimate, mean_with_interval
 
 # Name of a run -> the recipe's keys that it replaces.
 Runs = Mapping[str, Mapping[str, Any]]
@@ -75,3 +80,58 @@ def commands(recipe: Path, runs: Runs, folder: str) -> list[str]:
         sets = [f"--set {shlex.quote(one)}" for one in overrides(values)]
         lines.append(" ".join([f"quilate run recipes/{recipe.name}", *sets, f"--out {folder}/{run}"]))
     return lines
+
+
+@contextmanager
+def drawing(path: Path, *shape: int, **settings: Any) -> Iterator[tuple[Any, Any]]:
+    """A figure and its panels (as `pyplot.subplots` gives them), saved to `path` afterwards: the same, byte for byte,
+    whenever the same is drawn."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "quilate"
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(*shape, layout="constrained", **settings)
+    yield figure, panels
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of `intervals`: a value with the ends of its 95 % interval, None where nothing is known of them; all None
+    for what was not run."""
+
+    name: str
+    estimate: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+def intervals(panel: Any, rows: Sequence[Measured], reference: float | None = None) -> None:
+    """Values with their intervals, the first on top; a dotted line at what they are held against."""
+    for place, row in enumerate(rows):
+        if row.estimate is None:
+            continue
+        if row.low is not None and row.high is not None:
+            panel.plot([row.low, row.high], [place, place], color="tab:blue")
+        panel.plot(row.estimate, place, "o", color="tab:blue")
+    if reference is not None:
+        panel.axvline(reference, color="gray", linestyle=":")
+    names = [row.name if row.estimate is not None else f"{row.name} ({NOT_RUN})" for row in rows]
+    panel.set(yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
+
+
+def share_of(cell: Mapping[str, Any]) -> Estimate:
+    """The share of right answers."""
+    return mean_with_interval(np.array(list(cell["right"].values()), dtype=float), list(cell["right"]))
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float, float]:
+    """(low, high, estimate) of the paired difference in the share of right answers."""
+    groups = sorted(one["right"].keys() & other["right"].keys())
+    values = np.array([one["right"][g] - other["right"][g] for g in groups], dtype=float)
+    found = mean_with_interval(values, groups)
+    assert found.low is not None and found.high is not None  # there are many groups
+    return found.low, found.high, found.estimate

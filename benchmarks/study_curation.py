@@ -3,6 +3,9 @@
 `python -m benchmarks.study_curation DATA OUT` (DATA: the folder of data sets, OUT: a new folder) curates real Spanish
 text with planted faults, counts their recovery by id, scores the rules for personal data on MEDDOCAN's test set, and
 compares decisions and speed with datatrove. It writes `docs/studies/curation.json` and the page made of it.
+
+`python -m benchmarks.study_curation DATA --taggers RUN` scores the rules for personal data again and adds what the arms
+of a run of `recipes/deidentify.yaml` find on the same letters, by themselves and beside the rules.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import sys
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,15 +28,17 @@ from quilate.curation import gopher
 from quilate.curation.card import make_card, render_card
 from quilate.curation.config import CurateConfig
 from quilate.curation.minhash import MinHashConfig, MinHasher, shingles
-from quilate.curation.personal import PersonalDataConfig, PersonalType, Redactor, Span
+from quilate.curation.personal import PersonalDataConfig, PersonalType, Redactor, Span, TaggerConfig
 from quilate.curation.pipeline import OUTPUT, Watch, curate
 from quilate.curation.shards import rows
 from quilate.files import make_folder, write_json, write_text
+from quilate.inference.scorer import load_scorer
+from quilate.phases.curate import recognizer_of
 
 STUDIES = Path(__file__).parents[1] / "docs" / "studies"
 SEED = 8
 PLANTED = 100  # of each kind
-CLINICAL = 1_500  # clinical cases, of 6,203; all of the general text is used
+FREE_TEXT = 1_500  # clinical cases in which findings of personal data are counted, and by hand looked at
 SAMPLED = 300  # documents judged by datatrove too
 QUIET = Watch(lambda *_: None, lambda: None)
 
@@ -68,7 +74,7 @@ def base_documents(data: Path) -> list[dict[str, str]]:
         general += [
             {"id": f"{name}-{n}", "text": "\n\n".join(piece), "source": "general"} for n, piece in enumerate(pieces)
         ]
-    return clinical[:CLINICAL] + general
+    return clinical + general
 
 
 def near_copy(text: str, draw: random.Random, share: float) -> str:
@@ -226,20 +232,29 @@ MEDDOCAN = {
     "ID_TITULACION_PERSONAL_SANITARIO": "record", "ID_ASEGURAMIENTO": "social_security",
     "NOMBRE_SUJETO_ASISTENCIA": "name", "NOMBRE_PERSONAL_SANITARIO": "name",
 }  # fmt: skip
+BEYOND_RULES = {
+    "TERRITORIO": "place", "PAIS": "country", "HOSPITAL": "hospital", "CENTRO_SALUD": "hospital",
+    "INSTITUCION": "institution", "FAMILIARES_SUJETO_ASISTENCIA": "relative", "SEXO_SUJETO_ASISTENCIA": "sex",
+    "PROFESION": "profession",
+}  # fmt: skip
 
 
-def scores(data: Path, find: Callable[[str], list[Span]], types: set[str]) -> dict[str, dict[str, float]]:
+def type_of(type_: str | None, text: str) -> str | None:
+    """Places of five digits are postcodes."""
+    return "postcode" if type_ == "place" and re.fullmatch(r"\d{5}", text) else type_
+
+
+def scores(data: Path, find: Callable[[str], Iterable[Span]], types: set[str]) -> dict[str, dict[str, float]]:
     """Per type on MEDDOCAN's test set: exact spans, and the share of the type's characters that any span covers."""
     right, wrong, missed, covered, characters = (Counter[str]() for _ in range(5))
     for row in read_jsonl(data / "meddocan" / "test.jsonl.gz"):
         gold = set()
         for entity in row["entities"]:
-            type_ = MEDDOCAN.get(entity["label"])
-            if entity["label"] == "TERRITORIO" and re.fullmatch(r"\d{5}", entity["text"]):
-                type_ = "postcode"
+            type_ = type_of((MEDDOCAN | BEYOND_RULES).get(entity["label"]), entity["text"])
             if type_ in types:
                 gold.add((entity["start"], entity["end"], type_))
-        found = {(span.start, span.end, span.type) for span in find(row["text"])}
+        spans = list(find(row["text"]))
+        found = {(s.start, s.end, type_of(s.type, row["text"][s.start : s.end])) for s in spans}
         inside = {place for start, end, _ in found for place in range(start, end)}
         for start, end, type_ in gold:
             (right if (start, end, type_) in found else missed)[type_] += 1
@@ -258,6 +273,34 @@ def scores(data: Path, find: Callable[[str], list[Span]], types: set[str]) -> di
             "characters": covered[type_] / max(1, characters[type_]),
         }
     return result
+
+
+def by_taggers(data: Path, run: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """What each arm of the run finds, alone and beside the rules."""
+    labels, types = MEDDOCAN | BEYOND_RULES, {*MEDDOCAN.values(), *BEYOND_RULES.values(), "postcode"}
+    rules = PersonalDataConfig(types=list(get_args(PersonalType)))
+    result = {}
+    for folder in sorted((run / "stages").glob("*")):
+        if (folder / "scorer").exists():
+            known = set(load_scorer(folder / "scorer").labels)
+            given = {label: type_ for label, type_ in labels.items() if label in known}
+            recognize = cache(recognizer_of(TaggerConfig(path=str(folder), labels=given), Path()))
+            name = re.sub(r"-s\d+-[0-9a-f]+$", "", folder.name)
+            result[name] = scores(data, recognize, types)
+            result[f"rules and {name}"] = scores(data, Redactor(rules, [recognize]).spans, types)
+            result[name]["outside"] = outside(data, recognize)
+            result[f"rules and {name}"]["outside"] = outside(data, Redactor(rules, [recognize]).spans)
+    return result
+
+
+def outside(data: Path, find: Callable[[str], Iterable[Span]]) -> dict[str, float]:
+    """The share of what is found, in characters, that no mark of any type covers."""
+    found = beside = 0
+    for row in read_jsonl(data / "meddocan" / "test.jsonl.gz"):
+        marked = {place for e in row["entities"] for place in range(e["start"], e["end"])}
+        places = {place for span in find(row["text"]) for place in range(span.start, span.end)}
+        found, beside = found + len(places), beside + len(places - marked)
+    return {"share": beside / max(1, found)}
 
 
 PRESIDIO = {"EMAIL_ADDRESS": "email", "PHONE_NUMBER": "phone", "DATE_TIME": "date"}
@@ -351,6 +394,7 @@ def main(data: Path, out: Path) -> None:
         "seconds": seconds,
         "recovery": recovery(kept, planted, look, documents),
         "meddocan": scores(data, redactor.spans, {*MEDDOCAN.values(), "postcode"}),
+        "free_text": in_free_text(data),
     }
     write_json(out / "curation.json", result)
     sample = draw.sample([d["text"] for d in documents + planted], SAMPLED)
@@ -361,5 +405,27 @@ def main(data: Path, out: Path) -> None:
     write_page(result, STUDIES / "curation.md")
 
 
+def in_free_text(data: Path) -> dict[str, int]:
+    """What the default rules find in published clinical cases, where hardly anything is anybody's."""
+    redactor, found = Redactor(PersonalDataConfig()), Counter[str]()
+    for row in read_jsonl(data / "es_medical_raw" / "es_clinical_cases.jsonl.gz")[:FREE_TEXT]:
+        found.update(span.type for span in redactor.spans(row["text"]))
+    return dict(found)
+
+
+def add_taggers(data: Path, run: Path) -> None:
+    result = json.loads((STUDIES / "curation.json").read_text(encoding="utf-8"))
+    redactor = Redactor(PersonalDataConfig(types=list(get_args(PersonalType))))
+    result["meddocan"] = scores(data, redactor.spans, {*MEDDOCAN.values(), "postcode"})
+    result["meddocan_outside"] = outside(data, redactor.spans)
+    result["free_text"] = in_free_text(data)
+    result["taggers"] = by_taggers(data, run)
+    write_json(STUDIES / "curation.json", result)
+    write_page(result, STUDIES / "curation.md")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    if sys.argv[2] == "--taggers":
+        add_taggers(Path(sys.argv[1]), Path(sys.argv[3]))
+    else:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))

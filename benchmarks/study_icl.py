@@ -16,7 +16,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.harness import ROOT
-from benchmarks.studies import NOT_RUN, OverSeeds, commands, over_seeds
+from benchmarks.studies import NOT_RUN, OverSeeds, commands, drawing, over_seeds
 from quilate.config import load
 from quilate.files import write_json, write_text
 from quilate.recipe.cells import cells_of
@@ -172,40 +172,38 @@ def _mean(cells: Sequence[Cell], key: str) -> float | None:
     return mean(cell[key] for cell in cells) if cells else None
 
 
+LINES = (
+    ("majority", "gray", ":"),
+    ("tfidf", "tab:green", "--"),
+    ("lora", "tab:red", "-."),
+    ("lora-16", "tab:orange", "-."),
+)
+
+
 def draw(recipe: Recipe, found: Mapping[str, Sequence[Cell]], path: Path) -> None:
     """Accuracy by the number of examples, one panel a task, with TF-IDF and what was trained as lines; a mean of fewer
     seeds than were planned is named so."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "quilate"  # the same figure, the same bytes
-    from matplotlib import pyplot
-
     runs = [run for run in RUNS if any(_of(found, run, arm) for arm in SHOTS.values())]
-    figure, panels = pyplot.subplots(
-        1, len(runs), figsize=(2.6 * len(runs), 3.0), sharey=True, layout="constrained", squeeze=False
-    )
-    for panel, run in zip(panels[0], runs, strict=True):
-        scores = [_scores(recipe, found, run, arm) for arm in SHOTS.values()]
-        there = [(place, one) for place, one in enumerate(scores) if one is not None]
-        panel.plot([place for place, _ in there], [one.mean for _, one in there], "-", color="tab:blue",
-                   label="prompted")  # fmt: skip
-        for place, one in there:
-            panel.plot([place] * len(one.known), one.known, "o", color="tab:blue", markersize=3)
-        for arm, colour, style in (("majority", "gray", ":"), ("tfidf", "tab:green", "--"), ("lora", "tab:red", "-."),
-                                   ("lora-16", "tab:orange", "-.")):  # fmt: skip
-            if trained := _scores(recipe, found, run, arm):
-                label = {"tfidf": "TF-IDF, 2,000 rows", "lora": "LoRA, 2,000 rows", "lora-16": "LoRA, 16 rows"}
-                panel.axhline(trained.mean, color=colour, linestyle=style, label=trained.named(label.get(arm, arm)))
-        part = "\n(seeds run, of those planned)" if any(one.of for _, one in there) else ""
-        panel.set(title=run, xticks=range(len(SHOTS)), xticklabels=list(map(_tick, SHOTS, scores)))
-        panel.set(xlabel=f"examples{part}")
-    panels[0][0].set(ylabel="accuracy, %")
-    handles = {label: handle for panel in panels[0] for handle, label in zip(*panel.get_legend_handles_labels(),
-                                                                            strict=True)}  # fmt: skip
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    size = (2.6 * len(runs), 3.0)
+    with drawing(path, 1, len(runs), figsize=size, sharey=True, squeeze=False) as (figure, panels):
+        for panel, run in zip(panels[0], runs, strict=True):
+            scores = [_scores(recipe, found, run, arm) for arm in SHOTS.values()]
+            there = [(place, one) for place, one in enumerate(scores) if one is not None]
+            panel.plot([place for place, _ in there], [one.mean for _, one in there], "-", color="tab:blue",
+                       label="prompted")  # fmt: skip
+            for place, one in there:
+                panel.plot([place] * len(one.known), one.known, "o", color="tab:blue", markersize=3)
+            for arm, colour, style in LINES:
+                if trained := _scores(recipe, found, run, arm):
+                    label = {"tfidf": "TF-IDF, 2,000 rows", "lora": "LoRA, 2,000 rows", "lora-16": "LoRA, 16 rows"}
+                    panel.axhline(trained.mean, color=colour, linestyle=style, label=trained.named(label.get(arm, arm)))
+            part = "\n(seeds run, of those planned)" if any(one.of for _, one in there) else ""
+            panel.set(title=run, xticks=range(len(SHOTS)), xticklabels=list(map(_tick, SHOTS, scores)))
+            panel.set(xlabel=f"examples{part}")
+        panels[0][0].set(ylabel="accuracy, %")
+        handles = {label: handle for panel in panels[0] for handle, label in zip(*panel.get_legend_handles_labels(),
+                                                                                strict=True)}  # fmt: skip
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
 
 
 def _tick(shots: int, scores: OverSeeds | None) -> str:

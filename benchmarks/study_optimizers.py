@@ -14,7 +14,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.harness import ROOT
-from benchmarks.studies import NOT_RUN, OverSeeds, over_seeds
+from benchmarks.studies import NOT_RUN, OverSeeds, drawing, over_seeds
 from quilate.config import load
 from quilate.files import write_json, write_text
 from quilate.optim.choice import DEFAULTS
@@ -77,39 +77,33 @@ def rates_of(recipe: Recipe, optimizer: str) -> dict[str, float]:
 
 def draw(recipe: Recipe, cells: Sequence[Cell], path: Path) -> None:
     """The sweeps on the text that rates are chosen on, and every seed at the best rate on the other."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "quilate"  # the same figure, the same bytes
-    from matplotlib import pyplot
-
     found = {cell["stage"]: cell for cell in cells}
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
-    names: list[str] = []
-    for place, optimizer in enumerate(DEFAULTS):
-        rates = rates_of(recipe, optimizer)
-        swept = _swept(rates, found, recipe.seeds)
-        names.append(f"{optimizer}\n{NOT_RUN}")
-        if not swept:
-            continue
-        part = "" if len(swept) == len(rates) else f" ({len(swept)} of {len(rates)} rates)"
-        left.plot([rates[name] for name in swept], list(swept.values()), "o-", color=f"C{place}",
-                  label=f"{optimizer}{part}")  # fmt: skip
-        if (best := _best(rates, swept)) is None:
-            continue
-        losses = _losses(best, found, recipe.seeds)
-        names[-1] = f"{optimizer}\n{losses.of}"
-        right.plot([place] * len(losses.known), losses.known, "o", color=f"C{place}")
-        right.plot([place - 0.2, place + 0.2], [losses.mean] * 2, color=f"C{place}")
-    left.set(xscale="log", xlabel="learning rate", ylabel="bits per byte", title=f"{CHOOSE_ON}: first seed's sweeps")
-    ticks = [2.5e-4 * 4**power for power in range(4)]
-    left.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
-    left.minorticks_off()
-    right.set(title=f"{COMPARE_ON}: best rates, seeds and mean", xticks=range(len(DEFAULTS)))
-    right.set_xticklabels(names)
-    figure.legend(loc="outside lower center", ncols=len(DEFAULTS), frameon=False)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    with drawing(path, 1, 2, figsize=(8.4, 3.2)) as (figure, (left, right)):
+        names: list[str] = []
+        for place, optimizer in enumerate(DEFAULTS):
+            rates = rates_of(recipe, optimizer)
+            swept = _swept(rates, found, recipe.seeds)
+            names.append(f"{optimizer}\n{NOT_RUN}")
+            if not swept:
+                continue
+            part = "" if len(swept) == len(rates) else f" ({len(swept)} of {len(rates)} rates)"
+            left.plot([rates[name] for name in swept], list(swept.values()), "o-", color=f"C{place}",
+                      label=f"{optimizer}{part}")  # fmt: skip
+            if (best := _best(rates, swept)) is None:
+                continue
+            losses = _losses(best, found, recipe.seeds)
+            names[-1] = f"{optimizer}\n{losses.of}"
+            right.plot([place] * len(losses.known), losses.known, "o", color=f"C{place}")
+            right.plot([place - 0.2, place + 0.2], [losses.mean] * 2, color=f"C{place}")
+        left.set(
+            xscale="log", xlabel="learning rate", ylabel="bits per byte", title=f"{CHOOSE_ON}: first seed's sweeps"
+        )
+        ticks = [2.5e-4 * 4**power for power in range(4)]
+        left.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+        left.minorticks_off()
+        right.set(title=f"{COMPARE_ON}: best rates, seeds and mean", xticks=range(len(DEFAULTS)))
+        right.set_xticklabels(names)
+        figure.legend(loc="outside lower center", ncols=len(DEFAULTS), frameon=False)
 
 
 def _sweep_row(optimizer: str, rate: float, cell: Cell | None, recipe: Recipe) -> str:

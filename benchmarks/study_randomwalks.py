@@ -16,7 +16,7 @@ from typing import Any
 from scipy.stats import t
 
 from benchmarks.harness import ROOT
-from benchmarks.studies import NOT_RUN, OverSeeds, over_seeds
+from benchmarks.studies import NOT_RUN, OverSeeds, drawing, over_seeds
 from quilate.config import load
 from quilate.files import read_jsonl, write_json, write_text
 from quilate.recipe.cells import models_of
@@ -118,34 +118,26 @@ def interval(scores: Sequence[float]) -> tuple[float, float]:
 
 def draw(recipe: Recipe, cells: Sequence[Cell], path: Path) -> None:
     """The figure: every seed of every method, and the rollouts of the online ones."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "quilate"  # the same figure, the same bytes
-    from matplotlib import pyplot
-
     found = {cell["stage"]: cell for cell in cells}
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), width_ratios=(3, 2), layout="constrained")
-    names = []
-    for place, (name, stage, key) in enumerate(METHODS):
-        scores = _optimality(stage, found, recipe.seeds, key)
-        names.append(f"{name} ({NOT_RUN})" if scores is None else scores.named(name))
-        if scores is not None:
-            left.barh(place, scores.mean, color="tab:blue", alpha=0.35)
-            left.plot(scores.known, [place] * len(scores.known), "o", color="tab:blue", markersize=4)
-    left.axvline(mean(RandomWalks.make().optimality(RandomWalks.make().walks)), color="gray", linestyle=":")
-    left.set(yticks=range(len(METHODS)), yticklabels=names, xlim=(0, 1.02))
-    left.set(xlabel="optimality (dots: seeds; dotted: the data's mean)")
-    left.invert_yaxis()
-    for stage, colour in (("ppo", "tab:orange"), ("grpo", "tab:green")):
-        curves = [found[s]["rollouts"] for s in (f"{stage}-s{seed}" for seed in recipe.seeds) if s in found]
-        for number, curve in enumerate(curves):
-            right.plot(curve, color=colour, alpha=0.7, label=stage.upper() if number == 0 else None)
-    right.set(xlabel="iteration (100 walks each)", ylabel="optimality of rollouts", ylim=(0, 1.02))
-    if right.get_legend_handles_labels()[0]:
-        right.legend()
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    with drawing(path, 1, 2, figsize=(10, 3.6), width_ratios=(3, 2)) as (_, (left, right)):
+        names = []
+        for place, (name, stage, key) in enumerate(METHODS):
+            scores = _optimality(stage, found, recipe.seeds, key)
+            names.append(f"{name} ({NOT_RUN})" if scores is None else scores.named(name))
+            if scores is not None:
+                left.barh(place, scores.mean, color="tab:blue", alpha=0.35)
+                left.plot(scores.known, [place] * len(scores.known), "o", color="tab:blue", markersize=4)
+        left.axvline(mean(RandomWalks.make().optimality(RandomWalks.make().walks)), color="gray", linestyle=":")
+        left.set(yticks=range(len(METHODS)), yticklabels=names, xlim=(0, 1.02))
+        left.set(xlabel="optimality (dots: seeds; dotted: the data's mean)")
+        left.invert_yaxis()
+        for stage, colour in (("ppo", "tab:orange"), ("grpo", "tab:green")):
+            curves = [found[s]["rollouts"] for s in (f"{stage}-s{seed}" for seed in recipe.seeds) if s in found]
+            for number, curve in enumerate(curves):
+                right.plot(curve, color=colour, alpha=0.7, label=stage.upper() if number == 0 else None)
+        right.set(xlabel="iteration (100 walks each)", ylabel="optimality of rollouts", ylim=(0, 1.02))
+        if right.get_legend_handles_labels()[0]:
+            right.legend()
 
 
 def main() -> None:

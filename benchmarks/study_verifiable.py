@@ -13,17 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.harness import ROOT
-from quilate.evaluation.win_rates import mean_with_interval
+from benchmarks.studies import NOT_RUN, Measured, difference, drawing, intervals, share_of
 from quilate.files import read_jsonl, write_json, write_text
 from quilate.recipe.evidence_stage import run_plan
 from quilate.recipe.manifest import read_manifest
 
 PAGE = ROOT / "docs" / "studies" / "verifiable.md"
-CELLS = PAGE.with_name("verifiable-cells.json")
-NOT_RUN = "not run"
+CELLS, FIGURE = PAGE.with_name("verifiable-cells.json"), PAGE.with_name("verifiable.svg")
 
 # (what it is called, the recipe, the policy); the first rows of a recipe are what the others are compared with.
 ICD = (
@@ -73,7 +70,13 @@ def cells_of_run(run: Path) -> list[dict[str, Any]]:
 def page_of(cells: Sequence[Cell]) -> str:
     """The whole page."""
     found = {(cell["recipe"], cell["policy"]): cell for cell in cells if cell["seed"] == 0}
-    parts = [INTRODUCTION, "## ICD-10 chapters\n", *_table(ICD, found), ""]
+    parts = [
+        INTRODUCTION,
+        f"![Shares of right answers]({FIGURE.name})\n",
+        "## ICD-10 chapters\n",
+        *_table(ICD, found),
+        "",
+    ]
     parts += _differences(ICD[0][1], found)
     parts += ["\n## The negative control: answers to exam questions\n", CONTROL, *_table(HEADQA, found), ""]
     parts += _differences(HEADQA[0][1], found)
@@ -90,7 +93,7 @@ def _table(rows: Sequence[tuple[str, str, str]], found: Mapping[tuple[str, str],
         if cell is None:
             lines.append(f"| {name} | {NOT_RUN} | | | | | |")
             continue
-        mean = mean_with_interval(np.array(list(cell["right"].values()), dtype=float), list(cell["right"]))
+        mean = share_of(cell)
         kl = "" if cell["kl"] is None else f"{cell['kl']:.2f}"
         minutes = "" if policy == "base" else f"{cell['seconds'] / 60:.1f} min"
         lines.append(
@@ -98,6 +101,24 @@ def _table(rows: Sequence[tuple[str, str, str]], found: Mapping[tuple[str, str],
             f"{cell['ended']:.0%} | {minutes} |"
         )
     return lines
+
+
+def draw(cells: Sequence[Cell], path: Path) -> None:
+    """Right answers of every policy, of both tasks."""
+    found = {(cell["recipe"], cell["policy"]): cell for cell in cells if cell["seed"] == 0}
+    with drawing(path, 1, 2, figsize=(9.6, 2.8)) as (_, panels):
+        for panel, rows, title in zip(panels, (ICD, HEADQA), ("ICD-10 chapters", "HEAD-QA, control"), strict=True):
+            measured = []
+            for name, recipe, policy in rows:
+                cell = found.get((recipe, policy))
+                share = None if cell is None else share_of(cell)
+                measured.append(
+                    Measured(name, None)
+                    if share is None
+                    else Measured(name, *(100 * (end or 0) for end in (share.estimate, share.low, share.high)))
+                )
+            intervals(panel, measured)
+            panel.set(title=title, xlabel="right answers, % (95 % over items)", xlim=(-2, 50))
 
 
 def _differences(recipe: str, found: Mapping[tuple[str, str], Cell]) -> list[str]:
@@ -112,15 +133,6 @@ def _differences(recipe: str, found: Mapping[tuple[str, str], Cell]) -> list[str
             f"- {one} less {other}: {100 * mean:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), {verdict}."
         )
     return ["Paired differences on the same items, with 95 % intervals over items:\n", *lines] if lines else []
-
-
-def difference(one: Cell, other: Cell) -> tuple[float, float, float]:
-    """(low, high, estimate) of the paired difference in the share of right answers."""
-    groups = sorted(one["right"].keys() & other["right"].keys())
-    values = np.array([one["right"][g] - other["right"][g] for g in groups], dtype=float)
-    found = mean_with_interval(values, groups)
-    assert found.low is not None and found.high is not None  # there are many groups
-    return found.low, found.high, found.estimate
 
 
 INTRODUCTION = """# Verifiable rewards: does a checked answer teach more than a shown one?
@@ -151,6 +163,7 @@ def main() -> None:
     if sys.argv[1:]:
         write_json(CELLS, cells)
     write_text(PAGE, page_of(cells))
+    draw(cells, FIGURE)
     print(PAGE)
 
 
