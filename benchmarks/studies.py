@@ -56,8 +56,10 @@ class OverSeeds:
         return ", ".join(NOT_RUN if value is None else f"{value:.{digits}f}" for value in self.values)
 
     def together(self, digits: int) -> str:
-        """Mean and seeds in one: "55.0" of one planned seed, "60.0 (50.0, 70.0)", "60.0 (2 of 3 seeds: 50.0, 70.0)"."""
-        seeds = ", ".join(f"{value:.{digits}f}" for value in self.known) if len(self.known) > 1 else ""
+        """Mean and seeds in one: "55.0" of one planned seed, "60.0 (50.0, 70.0)", "60.0 (2 of 3 seeds: 50.0, 70.0)";
+        of more than three seeds the lowest and the highest, "60.0 (50.0 to 70.0)"."""
+        told = [f"{value:.{digits}f}" for value in (sorted(self.known) if len(self.known) > 3 else self.known)]
+        seeds = f"{told[0]} to {told[-1]}" if len(told) > 3 else ", ".join(told) if len(told) > 1 else ""
         behind = ": ".join(filter(None, (self.of, seeds)))
         return f"{self.mean:.{digits}f}" + (f" ({behind})" if behind else "")
 
@@ -66,6 +68,13 @@ def over_seeds(by_seed: Mapping[int, float], seeds: Sequence[int]) -> OverSeeds 
     """What was measured by seed, for the seeds that are planned; None where none of them was run."""
     values = [by_seed.get(seed) for seed in seeds]
     return None if all(value is None for value in values) else OverSeeds(values)
+
+
+def merged(known: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Cells by arm and seed, those without a score left out: what `new` has run takes the place of what was known, and
+    the rest of `known` stays, for runs are made on several machines and days."""
+    by_place = {(cell["arm"], cell["seed"]): dict(cell) for cell in (*known, *new) if cell["score"] is not None}
+    return list(by_place.values())
 
 
 def overrides(values: Mapping[str, Any]) -> list[str]:

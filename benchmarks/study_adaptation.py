@@ -1,7 +1,7 @@
 """Write docs/studies/adaptation.md: `python -m benchmarks.study_adaptation [RUNS]`. What is missing was not run.
 
 RUNS is a folder with the runs `headqa`, `codiesp` and `icd10` of `recipes/study-adaptation.yaml`, finished or not;
-their cells are first written to docs/studies/adaptation-cells.json, from which the page is made. `--commands` prints
+their cells are first added to docs/studies/adaptation-cells.json, from which the page is made. `--commands` prints
 the three commands that make them.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import ROOT
-from benchmarks.studies import NOT_RUN, commands, over_seeds
+from benchmarks.studies import NOT_RUN, commands, merged, over_seeds
 from quilate.config import load
 from quilate.files import write_json, write_text
 from quilate.recipe.cells import cells_of, models_of
@@ -65,19 +65,21 @@ shares of right answers on 600 test items: the mean over seeds, and each seed's.
 Cell = Mapping[str, Any]
 
 
-def cells_of_runs(runs: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """task -> its arms' cells, and the models made from text, of the runs that are there."""
-    return {
-        task: {
-            "arms": [asdict(cell) for cell in cells_of(runs / task)],
-            "models": [
-                {"stage": m.stage, "tokens": m.train_tokens, "measure": m.measure, "before": m.before, "after": m.after}
-                for m in models_of(runs / task)
-            ],
+def with_runs(known: Mapping[str, Mapping[str, Sequence[Cell]]], runs: Path) -> dict[str, dict[str, list[Any]]]:
+    """task -> its arms' cells, and the models made from text: those that are known, and those of the runs there."""
+    found: dict[str, dict[str, list[Any]]] = {}
+    for task in TASKS:
+        old = known.get(task, {"arms": [], "models": []})
+        there = (runs / task / "run.json").exists()
+        models = [
+            {"stage": m.stage, "tokens": m.train_tokens, "measure": m.measure, "before": m.before, "after": m.after}
+            for m in (models_of(runs / task) if there else ())
+        ]
+        found[task] = {
+            "arms": merged(old["arms"], list(map(asdict, cells_of(runs / task))) if there else []),
+            "models": list({model["stage"]: model for model in (*old["models"], *models)}.values()),
         }
-        for task in TASKS
-        if (runs / task / "run.json").exists()
-    }
+    return {task: value for task, value in found.items() if value["arms"] or value["models"]}
 
 
 def page_of(recipe: Recipe, found: Mapping[str, Mapping[str, Sequence[Cell]]]) -> str:
@@ -114,9 +116,10 @@ def main() -> None:
     if sys.argv[1:] == ["--commands"]:
         print("\n".join(commands(RECIPE, TASKS, "runs/adaptation")))
         return
-    if len(sys.argv) > 1:
-        write_json(CELLS, cells_of_runs(Path(sys.argv[1])))
     found = json.loads(CELLS.read_text(encoding="utf-8")) if CELLS.exists() else {}
+    if len(sys.argv) > 1:
+        found = with_runs(found, Path(sys.argv[1]))
+        write_json(CELLS, found)
     write_text(PAGE, page_of(load(Recipe, RECIPE), found))
     print(PAGE)
 

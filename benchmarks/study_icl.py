@@ -1,7 +1,7 @@
 """Write docs/studies/icl.md: `python -m benchmarks.study_icl [RUNS]`. What is missing was not run.
 
 RUNS is a folder with runs of `recipes/study-icl.yaml`, finished or not, named as `--commands` names them; their cells
-are first written to docs/studies/icl-cells.json, from which page and figure are made. CAUSAL_BASE in a command stands
+are first added to docs/studies/icl-cells.json, from which page and figure are made. CAUSAL_BASE in a command stands
 for the model directory that the stage `causal` of recipes/study-base.yaml left.
 """
 
@@ -16,7 +16,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.harness import ROOT
-from benchmarks.studies import NOT_RUN, OverSeeds, commands, drawing, over_seeds
+from benchmarks.studies import NOT_RUN, OverSeeds, commands, drawing, merged, over_seeds
 from quilate.config import load
 from quilate.files import write_json, write_text
 from quilate.recipe.cells import cells_of
@@ -68,8 +68,9 @@ INTRODUCTION = """# Is prompting enough?
 Written by `python -m benchmarks.study_icl` from `recipes/study-icl.yaml` and `docs/studies/icl-cells.json`.
 SmolLM2-135M-Instruct is asked about 300 test items of five tasks with k examples in the prompt, drawn evenly over the
 classes anew for every seed; against what the same 16 examples, or 2,000 rows, teach by training, and against TF-IDF.
-The cells were listed before they were run. Accuracy in per cent: the mean over seeds (each seed's); what was run with
-fewer than its seeds says so, and no parentheses stand where there is but one seed, for nothing is drawn.
+The cells were listed before they were run. Accuracy in per cent: the mean over seeds (each seed's, or the lowest and
+highest); what was run with fewer than its seeds says so, and no parentheses stand where there is but one seed, for
+nothing is drawn.
 Of 300 items a 95 % interval reaches 5.7 points to either side of 50 %, and 4.5 of 80 %; seeds draw examples and orders,
 the items stay. An arm with "-16" is trained on the very examples that `k16` shows.
 """
@@ -77,13 +78,10 @@ the items stay. An arm with "-16" is trained on the very examples that `k16` sho
 Cell = Mapping[str, Any]
 
 
-def cells_of_runs(runs: Path) -> dict[str, list[dict[str, Any]]]:
-    """Of every run that is there the cells that were run."""
-    return {
-        run: [asdict(cell) for cell in cells_of(runs / run) if cell.score is not None]
-        for run in RUNS
-        if (runs / run / "run.json").exists()
-    }
+def with_runs(known: Mapping[str, Sequence[Cell]], runs: Path) -> dict[str, list[dict[str, Any]]]:
+    """The cells of every task: those that are known, and those of the runs that are there."""
+    new = {run: list(map(asdict, cells_of(runs / run))) for run in RUNS if (runs / run / "run.json").exists()}
+    return {run: merged(known.get(run, ()), new.get(run, ())) for run in RUNS if run in known or run in new}
 
 
 def _of(found: Mapping[str, Sequence[Cell]], run: str, arm: str) -> list[Cell]:
@@ -215,9 +213,10 @@ def main() -> None:
     if sys.argv[1:] == ["--commands"]:
         print("\n".join(commands(RECIPE, RUNS, "runs/icl")))
         return
-    if len(sys.argv) > 1:
-        write_json(CELLS, cells_of_runs(Path(sys.argv[1])))
     found = json.loads(CELLS.read_text(encoding="utf-8")) if CELLS.exists() else {}
+    if len(sys.argv) > 1:
+        found = with_runs(found, Path(sys.argv[1]))
+        write_json(CELLS, found)
     recipe = load(Recipe, RECIPE)
     write_text(PAGE, page_of(recipe, found))
     if any(cell["arm"] in SHOTS.values() for cells in found.values() for cell in cells):

@@ -31,13 +31,13 @@ def test_every_run_makes_a_recipe_with_the_same_arms(run: str) -> None:
     assert list(recipe.arms) == list(load(Recipe, study.RECIPE).arms)
 
 
-def test_a_seed_of_three_is_not_shown_as_if_nothing_were_drawn() -> None:
+def test_a_seed_of_five_is_not_shown_as_if_nothing_were_drawn() -> None:
     recipe = load(Recipe, study.RECIPE)
     cells = [cell(arm, 0.55, make=1.0, ask=1.0) for arm in ("majority", "k0", "k16", "lora")]
     page = study.page_of(recipe, {"mr": [*cells, cell("lora", 0.65, make=1.0, ask=1.0, seed=2)]})
     rows = {line.split(" | ")[0]: line.split(" | ")[1] for line in page.splitlines() if line.startswith("| ")}
     assert (rows["| majority"], rows["| k0"]) == ("55.0", "55.0")
-    assert (rows["| k16"], rows["| lora"]) == ("55.0 (1 of 3 seeds)", "60.0 (2 of 3 seeds: 55.0, 65.0)")
+    assert (rows["| k16"], rows["| lora"]) == ("55.0 (1 of 5 seeds)", "60.0 (2 of 5 seeds: 55.0, 65.0)")
 
 
 def test_break_even_and_the_spread_of_orders() -> None:

@@ -10,7 +10,7 @@ import pytest
 from synthetic_privacy import make_privacy
 
 from benchmarks import study_adaptation, study_privacy
-from benchmarks.studies import commands, over_seeds, overrides
+from benchmarks.studies import commands, merged, over_seeds, overrides
 from quilate.config import load
 from quilate.phases.adapt import AdaptConfig
 from quilate.recipe.schema import Recipe
@@ -58,6 +58,17 @@ def test_a_mean_says_of_how_many_seeds_it_is() -> None:
     assert [one.each(1) for one in (whole, part, only)] == ["1.0, 2.0", "not run, 2.0, not run", "4.0"]
     assert [one.together(1) for one in (whole, part, only)] == ["1.5 (1.0, 2.0)", "2.0 (1 of 3 seeds)", "4.0"]
     assert [one.named("PPO") for one in (whole, part)] == ["PPO", "PPO (1 of 3 seeds)"]
+    many = over_seeds({0: 5.0, 1: 2.0, 2: 3.0, 3: 6.0}, range(5))
+    assert many is not None and many.together(1) == "4.0 (4 of 5 seeds: 2.0 to 6.0)"
+
+
+def test_what_another_machine_ran_is_added() -> None:
+    def cell(arm: str, seed: int, score: float | None) -> dict[str, object]:
+        return {"arm": arm, "seed": seed, "score": score}
+
+    known = [cell("k0", 0, 0.5), cell("k1", 0, 0.6)]
+    new = [cell("k0", 0, None), cell("k1", 0, 0.7), cell("k1", 1, 0.8)]
+    assert merged(known, new) == [cell("k0", 0, 0.5), cell("k1", 0, 0.7), cell("k1", 1, 0.8)]
 
 
 def test_scores_of_adaptation_are_means_of_whole_rows_of_seeds() -> None:
