@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quilate.errors import DataError, UsageError
-from quilate.inference.api_scorer import ApiScorer
+from quilate.inference.api_model import ApiModel
 from quilate.inference.scorer import load_scorer
 from quilate.recipe.evidence_stage import read_evidence, run_plan
 from quilate.recipe.manifest import read_manifest
@@ -80,8 +80,9 @@ def choose_arm(run: Path, name: str | None) -> ChosenArm:
 
 
 def _warn_of_sending(scorer: Any) -> None:
-    if isinstance(scorer, ApiScorer) and scorer.remote_host is not None:
-        print(f"warning: the texts leave this machine: they are sent to {scorer.remote_host}", file=sys.stderr)
+    model = getattr(scorer, "model", None)
+    if isinstance(model, ApiModel) and model.remote_host is not None:
+        print(f"warning: the texts leave this machine: they are sent to {model.remote_host}", file=sys.stderr)
 
 
 def _recommended(run: Path, arms: Sequence[str]) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,12 +42,14 @@ class Posed:
 @dataclass(frozen=True)
 class WrittenAnswers:
     """`answers` in the order of the questions; `truncated` prompts were cut; `unfinished` answers did not end by
-    themselves; `tokens` were read and written."""
+    themselves; `tokens` were read and written; `counts` is what else befell them, `cost` what an endpoint charged."""
 
     answers: list[str]
     truncated: int
     unfinished: int
     tokens: int
+    counts: dict[str, int] = field(default_factory=dict)
+    cost: float = 0.0
 
 
 class AnswerWriter:

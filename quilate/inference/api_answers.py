@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from quilate.inference.scores import Normalization
 
 SURE = 0.9  # guess: the probability of a label that was written out; the temperature fitted on dev corrects it
 UNSEEN = 1.0  # guess: nats by which a label absent from the listed tokens is placed below the last of them
+
+# The place of the answer that a text names, among those that are possible; None if it names none, or several.
+Named = Callable[[str, Sequence[str]], int | None]
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,41 @@ def label_named(text: str, verbalizers: Sequence[str]) -> int | None:
     return longest[0] if len(longest) == 1 else None
 
 
-def from_text(response: Mapping[str, Any], verbalizers: Sequence[str]) -> LabelAnswer:
+def letter_named(options: Sequence[str]) -> Named:
+    """How a text names one of the letters of these options.
+
+    In this order: it begins with a letter that stands by itself ("B", "**b)** ...", "B Insulina" of the option
+    "Insulina", but not "A la vista de ..."); just one capital letter stands by itself before a mark or the end ("La
+    respuesta es la C."); the text names just one option in words.
+    """
+
+    def named(text: str, letters: Sequence[str]) -> int | None:
+        begun = re.match(r"[\s\W_]*([^\W\d_])(?!\w)(.*)", text, re.DOTALL)
+        if begun is not None and begun[1].upper() in letters:
+            place, rest = letters.index(begun[1].upper()), begun[2]
+            marked = re.match(r"[ \t]*(?:[^\w\s]|\n|\Z)", rest)
+            if marked or _plain(rest).startswith(_plain(options[place])):
+                return place
+        alone = set(re.findall(r"(?<!\w)([A-Z])(?=[ \t]*(?:[^\w\s]|\n|\Z))", text)) & set(letters)
+        return letters.index(alone.pop()) if len(alone) == 1 else label_named(text, options)
+
+    return named
+
+
+def list_in(text: str) -> str:
+    """The JSON list of an answer that may be fenced, introduced or wrapped; all of it where there is no list."""
+    start, end = text.find("["), text.rfind("]")
+    return text if start < 0 else text[start:] if end < start else text[start : end + 1]
+
+
+def was_cut(response: Mapping[str, Any]) -> bool:
+    """Whether an answer ended because it had as many tokens as it may have."""
+    return bool(response["choices"][0].get("finish_reason") == "length")
+
+
+def from_text(response: Mapping[str, Any], verbalizers: Sequence[str], named: Named = label_named) -> LabelAnswer:
     """The scores of an answer that has a text only."""
-    label = label_named(text_of(response), verbalizers)
+    label = named(text_of(response), verbalizers)
     if label is None:
         return LabelAnswer(np.full(len(verbalizers), -math.log(len(verbalizers))), False, False)
     rest = (1 - SURE) / max(1, len(verbalizers) - 1)
@@ -81,7 +116,9 @@ def from_text(response: Mapping[str, Any], verbalizers: Sequence[str]) -> LabelA
     return LabelAnswer(scores, False, True)
 
 
-def from_first_token(response: Mapping[str, Any], verbalizers: Sequence[str]) -> LabelAnswer:
+def from_first_token(
+    response: Mapping[str, Any], verbalizers: Sequence[str], named: Named = label_named
+) -> LabelAnswer:
     """The scores by the log-probabilities listed for the answer's first token; by its text where there are none.
 
     A token counts for the labels it begins; where it begins several, for the one that the text names, if it is among
@@ -90,12 +127,12 @@ def from_first_token(response: Mapping[str, Any], verbalizers: Sequence[str]) ->
     decides.
     """
     text = text_of(response)
-    written = label_named(text, verbalizers)
+    written = named(text, verbalizers)
     labels = [_plain(verbalizer) for verbalizer in verbalizers]
     line = _plain(text.strip().partition("\n")[0])
     agree = [label.startswith(line) or line.startswith(label) for label in labels]
     if written is not None and not agree[written]:
-        return from_text(response, verbalizers)
+        return from_text(response, verbalizers, named)
     listed = _top_logprobs(response)
     mass = np.zeros(len(labels))
     for token, logprob in listed:
@@ -107,7 +144,7 @@ def from_first_token(response: Mapping[str, Any], verbalizers: Sequence[str]) ->
         for label in begins:
             mass[label] += math.exp(logprob) / len(begins)
     if not mass.any():
-        return from_text(response, verbalizers)
+        return from_text(response, verbalizers, named)
     floor = min(logprob for _, logprob in listed) - UNSEEN
     scores = np.full(len(labels), floor)
     seen = mass > 0

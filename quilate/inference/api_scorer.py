@@ -1,59 +1,113 @@
-"""A model behind an OpenAI-compatible endpoint as a scorer: the same prompts, sent away."""
+"""Labels from a model behind an OpenAI-compatible endpoint: the same prompts as a local model's, sent away."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any
 
 import numpy as np
 
 from quilate.errors import QuilateError
 from quilate.files import make_folder, write_json
-from quilate.inference.api_answers import LabelAnswer, from_first_token, from_text, likelihood
-from quilate.inference.api_client import LIMITS, ApiClient, Endpoint, Prices, Request, Response, is_loopback
+from quilate.inference.api_answers import LabelAnswer, Named, from_first_token, from_text, label_named, likelihood
+from quilate.inference.api_client import Response
+from quilate.inference.api_model import ApiModel, Posed, cached_among, cost_of, tokens_of
 from quilate.inference.demonstrations import Pool
-from quilate.inference.prompts import Demonstration, PlainLayout, chat_messages
+from quilate.inference.prompts import Demonstration
 from quilate.inference.scores import LabelScores, Normalization
 from quilate.tasks.templates import PromptTemplate
 
-Path_ = Literal["chat", "completions"]
-Answers = Literal["likelihood", "first_token", "text"]
-
-TOP_TOKENS = {"chat": 20, "completions": 5}  # the most that OpenAI's API lists
-
 
 @dataclass(frozen=True)
-class Asking:
-    """How a model is asked: `endpoint` chat or completions; `answers` read from the likelihood of every label (echoed
-    prompts), the first token's log-probabilities, or the text; at most `max_tokens` written. `request` holds further
-    keys of a request's body, or others in place of ours; None takes one out."""
+class LabelQuestion:
+    """A question with the answers that are possible, and how the one that a text names is found."""
 
-    model: str
-    endpoint: Path_
-    answers: Answers
-    normalization: Normalization
-    max_tokens: int
-    request: Mapping[str, Any] = field(default_factory=dict)
+    posed: Posed
+    answers: Sequence[str]
+    named: Named = label_named
 
-    def asks(self, path: str, body: dict[str, Any]) -> Request:
-        """A request with what the endpoint wants otherwise."""
-        return Request(path, {key: value for key, value in (body | dict(self.request)).items() if value is not None})
+
+def ask_labels(
+    model: ApiModel, questions: Sequence[LabelQuestion], on_progress: Callable[[int, int], None]
+) -> LabelScores:
+    """Score every answer of every question; rows of fewer answers end in -inf.
+
+    Where the endpoint gives no log-probabilities, for all questions or for some, the answer that the text names counts;
+    `counts` of the scores says for how many, and how many name none (all answers then score the same).
+    """
+    answers: list[LabelAnswer | None] = [None] * len(questions)
+    responses: list[Response] = []
+    if model.asking.answers == "likelihood":
+        responses += _by_likelihood(model, questions, answers, on_progress)
+    rest = [row for row, answer in enumerate(answers) if answer is None]
+    listed = model.asking.answers == "first_token"
+    asked = model.ask(
+        [questions[row].posed for row in rest],
+        lambda done, total: on_progress(len(questions) - total + done, len(questions)),
+        listed=listed,
+    )
+    read = from_first_token if listed else from_text
+    for row, response in zip(rest, asked, strict=True):
+        answers[row] = read(response.value, questions[row].answers, questions[row].named)
+    found = [answer for answer in answers if answer is not None]
+    responses += asked
+    wanted = model.asking.answers != "text"
+    counts = {
+        "answers without log-probabilities": sum(not a.from_logprobs for a in found) if wanted else 0,
+        "answers that name no label": sum(not a.named for a in found),
+        "answers from the cache": cached_among(responses),
+    }
+    scores = np.full((len(found), max((len(a.scores) for a in found), default=0)), -np.inf)
+    for own, answer in zip(scores, found, strict=True):
+        own[: len(answer.scores)] = answer.scores
+    return LabelScores(scores, 0, tokens_of(responses), counts, cost_of(responses))
+
+
+def _by_likelihood(
+    model: ApiModel,
+    questions: Sequence[LabelQuestion],
+    answers: list[LabelAnswer | None],
+    on_progress: Callable[[int, int], None],
+) -> list[Response]:
+    """Fill in the answers of the questions whose answers the server gives the likelihood of. The first one is tried
+    alone: a server that cannot do it is not asked a thousand times."""
+    responses: list[Response] = []
+
+    def ask(rows: Sequence[int], listen: Callable[[int, int], None]) -> None:
+        written = {row: [PromptTemplate.answer(answer) for answer in questions[row].answers] for row in rows}
+        echoes = [model.echo(questions[row].posed.text + answer) for row in rows for answer in written[row]]
+        found = model.client().send(echoes, listen)
+        responses.extend(found)
+        mine = iter(found)
+        for row in rows:
+            scores = [
+                _likelihood(next(mine), questions[row].posed.text, answer, model.asking.normalization)
+                for answer in written[row]
+            ]
+            if None not in scores:
+                answers[row] = LabelAnswer(np.array(scores, dtype=np.float64), True, True)
+
+    ask(range(1), lambda done, total: None)
+    if answers[0] is not None and len(questions) > 1:
+        ask(range(1, len(questions)), lambda done, total: on_progress(done * len(questions) // total, len(questions)))
+    return responses
+
+
+def _likelihood(response: Response, prompt: str, answer: str, normalization: Normalization) -> float | None:
+    try:
+        return likelihood(response.value, prompt, answer, normalization)
+    except ValueError:  # malformed, which is as good as absent: the item is asked again in words, and counted
+        return None
 
 
 class ApiScorer:
-    """Scores labels by asking an endpoint.
-
-    Where it gives no log-probabilities, for all answers or for some, the label that the text names counts; `counts` of
-    the scores says for how many, and how many name none (all labels then score the same).
+    """Scores labels by asking an endpoint; see `ask_labels`.
 
     Args:
         labels, verbalizers, template, instruction, demonstrations, pool: see `PromptScorer`.
-        cache: folder of the answers.
     """
 
     def __init__(
@@ -63,18 +117,14 @@ class ApiScorer:
         *,
         template: str,
         instruction: str,
-        asking: Asking,
-        endpoint: Endpoint,
-        prices: Prices,
-        cache: Path,
+        model: ApiModel,
         demonstrations: Sequence[Demonstration] = (),
         pool: Pool | None = None,
     ) -> None:
         self.labels, self.verbalizers = labels, verbalizers
         self.template = PromptTemplate(template, instruction=instruction, verbalizers=verbalizers)
         self.demonstrations, self.pool = [(t, v) for t, v in demonstrations], pool
-        self.asking, self.endpoint, self.prices, self.cache = asking, endpoint, prices, cache
-        self._client: ApiClient | None = None
+        self.model = model
 
     def with_prompt(
         self, *, template: str, demonstrations: Sequence[Demonstration], pool: Pool | None = None
@@ -86,100 +136,24 @@ class ApiScorer:
         other.demonstrations, other.pool = list(demonstrations), pool
         return other
 
-    @property
-    def remote_host(self) -> str | None:
-        """Where the texts go; None if they stay on this machine."""
-        return None if is_loopback(self.endpoint.url) else urlsplit(self.endpoint.url).netloc
-
-    def client(self) -> ApiClient:
-        if self._client is None:
-            self._client = ApiClient(self.endpoint, self.prices, self.cache)
-        return self._client
-
     def score(
         self, texts: Sequence[str], on_progress: Callable[[int, int], None] = lambda done, total: None
     ) -> LabelScores:
         if not texts:
             return LabelScores(np.empty((0, len(self.labels))), truncated=0, tokens=0)
-        shown = self._shown(texts)
-        answers: list[LabelAnswer | None] = [None] * len(texts)
-        responses: list[Response] = []
-        if self.asking.answers == "likelihood":
-            responses += self._by_likelihood(shown, texts, answers, on_progress)
-        rest = [row for row, answer in enumerate(answers) if answer is None]
-        asked = self.client().send(
-            [self._question(shown[row], texts[row]) for row in rest],
-            lambda done, total: on_progress(len(texts) - total + done, len(texts)),
-        )
-        read = from_first_token if self.asking.answers == "first_token" else from_text
-        for row, response in zip(rest, asked, strict=True):
-            answers[row] = read(response.value, self.verbalizers)
-        found = [answer for answer in answers if answer is not None]
-        responses += asked
-        wanted = self.asking.answers != "text"
-        counts = {
-            "answers without log-probabilities": sum(not a.from_logprobs for a in found) if wanted else 0,
-            "answers that name no label": sum(not a.named for a in found),
-            "answers from the cache": sum(r.cached for r in responses),
-        }
-        tokens = sum(r.read + r.written for r in responses)
-        return LabelScores(np.stack([a.scores for a in found]), 0, tokens, counts, sum(r.cost for r in responses))
+        posed = [self.posed(shown, text) for shown, text in zip(self._shown(texts), texts, strict=True)]
+        return ask_labels(self.model, [LabelQuestion(one, self.verbalizers) for one in posed], on_progress)
+
+    def posed(self, shown: Sequence[Demonstration], text: str) -> Posed:
+        """A text after these examples."""
+        solved = [(self.template.prompt(t), v) for t, v in shown]
+        return Posed.of(self.template, solved, self.template.prompt(text))
 
     def _shown(self, texts: Sequence[str]) -> list[list[Demonstration]]:
         if self.pool is None:
             return [self.demonstrations] * len(texts)
         ranking = self.pool.rank(texts, _no_hidden_states)[:, : self.pool.shots]
         return [self.pool.arranged(ranked, text) for ranked, text in zip(ranking.tolist(), texts, strict=True)]
-
-    def _by_likelihood(
-        self,
-        shown: list[list[Demonstration]],
-        texts: Sequence[str],
-        answers: list[LabelAnswer | None],
-        on_progress: Callable[[int, int], None],
-    ) -> list[Response]:
-        """Fill in the answers of the texts whose labels the server gives the likelihood of. The first text is tried
-        alone: a server that cannot do it is not asked a thousand times."""
-        layout = PlainLayout(self.template)
-        prompts = [str(layout.prompt(demonstrations, t)) for demonstrations, t in zip(shown, texts, strict=True)]
-        written = [self.template.answer(verbalizer) for verbalizer in self.verbalizers]
-        responses: list[Response] = []
-
-        def ask(rows: Sequence[int], listen: Callable[[int, int], None]) -> None:
-            found = self.client().send([self._echo(prompts[row] + w) for row in rows for w in written], listen)
-            responses.extend(found)
-            for place, row in enumerate(rows):
-                mine = found[place * len(written) : (place + 1) * len(written)]
-                scores = [
-                    _likelihood(r, prompts[row], w, self.asking.normalization)
-                    for r, w in zip(mine, written, strict=True)
-                ]
-                if None not in scores:
-                    answers[row] = LabelAnswer(np.array(scores, dtype=np.float64), True, True)
-
-        ask([0], lambda done, total: None)
-        if answers[0] is not None and len(texts) > 1:
-            ask(range(1, len(texts)), lambda done, total: on_progress(done // len(written), len(texts)))
-        return responses
-
-    def _echo(self, prompt: str) -> Request:
-        body = {"model": self.asking.model, "prompt": prompt, "temperature": 0}
-        asked = self.asking.asks("/completions", body)
-        # Whatever limit the endpoint wants for answers, an echo needs one token.
-        own = {key: value for key, value in asked.body.items() if key not in LIMITS}
-        return Request(asked.path, own | {"max_tokens": 1, "echo": True, "logprobs": 1})
-
-    def _question(self, shown: Sequence[Demonstration], text: str) -> Request:
-        asking = self.asking
-        body: dict[str, Any] = {"model": asking.model, "max_tokens": asking.max_tokens, "temperature": 0}
-        listed = asking.answers == "first_token"
-        if asking.endpoint == "chat":
-            body["messages"] = chat_messages(self.template, shown, text)
-            body |= {"logprobs": True, "top_logprobs": TOP_TOKENS["chat"]} if listed else {}
-            return asking.asks("/chat/completions", body)
-        body["prompt"] = str(PlainLayout(self.template).prompt(shown, text))
-        body |= {"logprobs": TOP_TOKENS["completions"]} if listed else {}
-        return asking.asks("/completions", body)
 
     def save(self, folder: Path) -> None:
         make_folder(folder)
@@ -190,17 +164,13 @@ class ApiScorer:
             "template": self.template.source,
             "instruction": self.template.instruction,
             "demonstrations": [list(d) for d in self.demonstrations],
-            "asking": asdict(self.asking),
-            "endpoint": asdict(self.endpoint),
-            "prices": asdict(self.prices),
-            "cache": os.path.relpath(self.cache, folder),  # a run directory may be moved as a whole
-        }
+        } | self.model.saved(folder)
         if self.pool is not None:
             saved["pool"] = {k: v for k, v in vars(self.pool).items() if k != "vectors"}
         write_json(folder / "scorer.json", saved)
 
     @classmethod
-    def load(cls, folder: Path, saved: dict[str, Any]) -> ApiScorer:
+    def load(cls, folder: Path, saved: Mapping[str, Any]) -> ApiScorer:
         pool = None
         if "pool" in saved:
             pool = Pool(**(saved["pool"] | {"examples": [(t, v) for t, v in saved["pool"]["examples"]]}))
@@ -209,20 +179,10 @@ class ApiScorer:
             saved["verbalizers"],
             template=saved["template"],
             instruction=saved["instruction"],
-            asking=Asking(**saved["asking"]),
-            endpoint=Endpoint(**saved["endpoint"]),
-            prices=Prices(**saved["prices"]),
-            cache=folder / saved["cache"],
+            model=ApiModel.load(folder, saved),
             demonstrations=[(t, v) for t, v in saved["demonstrations"]],
             pool=pool,
         )
-
-
-def _likelihood(response: Response, prompt: str, answer: str, normalization: Normalization) -> float | None:
-    try:
-        return likelihood(response.value, prompt, answer, normalization)
-    except ValueError:  # malformed, which is as good as absent: the item is asked again in words, and counted
-        return None
 
 
 def _no_hidden_states(texts: Sequence[str]) -> Any:

@@ -89,12 +89,9 @@ class ChatLayout:
         self._has_system = not template.instruction or self._knows_system()
 
     def prompt(self, demonstrations: Sequence[Demonstration], text: str) -> Prompt:
-        messages = chat_messages(
-            self.template,
-            [(self._harmless(t), self._harmless(v)) for t, v in demonstrations],
-            self._harmless(text),
-            system=self._has_system,
-        )
+        solved = [(self.template.prompt(self._harmless(t)), self._harmless(v)) for t, v in demonstrations]
+        question = self.template.prompt(self._harmless(text))
+        messages = chat_messages(self.template.instruction, solved, question, system=self._has_system)
         whole = self._render(messages, answering=True)
         head = self._render(messages[:-1], answering=False) if len(messages) > 1 else ""
         return Prompt(head, whole.removeprefix(head)) if whole.startswith(head) else Prompt("", whole)
@@ -128,18 +125,19 @@ class ChatLayout:
 
 
 def chat_messages(
-    template: PromptTemplate, demonstrations: Iterable[Demonstration], text: str, *, system: bool = True
+    instruction: str, solved: Iterable[tuple[str, str]], question: str, *, system: bool = True
 ) -> list[Message]:
-    """A prompt as the turns of a conversation; without `system` the instruction opens the first question."""
+    """A question, after (question, answer) examples, as the turns of a conversation; without `system` the instruction
+    opens the first question."""
     turns: list[Message] = []
-    for shown, answer in demonstrations:
-        turns += [{"role": "user", "content": template.prompt(shown)}, {"role": "assistant", "content": answer}]
-    turns.append({"role": "user", "content": template.prompt(text)})
-    if not template.instruction:
+    for asked, answer in solved:
+        turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    turns.append({"role": "user", "content": question})
+    if not instruction:
         return turns
     if system:
-        return [{"role": "system", "content": template.instruction}, *turns]
-    first = template.instruction + template.SEPARATOR + turns[0]["content"]
+        return [{"role": "system", "content": instruction}, *turns]
+    first = instruction + PromptTemplate.SEPARATOR + turns[0]["content"]
     return [{"role": "user", "content": first}, *turns[1:]]
 
 

@@ -377,6 +377,9 @@ _KINDS = {
     "answers": "quilate.inference.answers:AnswerWriter",
     "records": "quilate.inference.records:RecordTagger",
     "api": "quilate.inference.api_scorer:ApiScorer",
+    "api choices": "quilate.inference.api_kinds:ApiChoiceScorer",
+    "api records": "quilate.inference.api_kinds:ApiTagger",
+    "api answers": "quilate.inference.api_kinds:ApiAnswerWriter",
 }
 
 

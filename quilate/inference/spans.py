@@ -24,12 +24,14 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 @dataclass(frozen=True)
 class Found:
     """The spans of each document, in order; `windowed` documents were read in more than one window; `tokens` were
-    computed, 0 for what is no language model; `counts` is what else befell the documents."""
+    computed, 0 for what is no language model; `counts` is what else befell the documents, `cost` what an endpoint
+    charged."""
 
     spans: list[tuple[Span, ...]]
     windowed: int
     tokens: int
     counts: dict[str, int] = field(default_factory=dict)
+    cost: float = 0.0
 
 
 class Tagger(Protocol):

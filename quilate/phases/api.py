@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -11,12 +12,15 @@ from pydantic import Field, model_validator
 from quilate.errors import ConfigError
 from quilate.files import make_folder
 from quilate.inference.api_client import LIMITS, Endpoint, Prices, check_address, is_loopback
-from quilate.inference.api_scorer import Answers, ApiScorer, Asking
+from quilate.inference.api_kinds import ApiAnswerWriter, ApiChoiceScorer, ApiTagger
+from quilate.inference.api_model import Answers, ApiModel, Asking
+from quilate.inference.api_scorer import ApiScorer
 from quilate.inference.scores import Normalization
 from quilate.phases.prompting import (
     PromptingConfig,
     Shown,
     Trial,
+    arranged_of,
     choose_on_dev,
     report_of,
     show,
@@ -25,7 +29,44 @@ from quilate.phases.prompting import (
 )
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.tasks.classification import ClassificationTask
+from quilate.tasks.extraction import Document, ExtractionTask
 from quilate.tasks.kinds import load_task
+from quilate.tasks.labels import Item
+from quilate.tasks.multiple_choice import AnswerForm, ChoiceItem, ChoiceTask
+from quilate.tasks.question_answering import AskedItem, QuestionTask
+from quilate.tasks.records import written
+from quilate.tasks.task import Task
+from quilate.tasks.templates import PromptTemplate
+
+LABEL_TOKENS, ANSWER_TOKENS = 16, 512  # guess: a label or letter with a word before it; a list of entities
+
+LABELS = "<LABELS>"  # where an instruction names the task's
+
+# The form of an answer, said after the task's own instruction: nothing else holds an endpoint to it.
+FORMS = {
+    "text": {
+        "es": "Responde solo con el texto de la opción correcta.",
+        "en": "Answer with the text of the right option only.",
+    },
+    "letter": {
+        "es": "Responde solo con la letra de la opción correcta.",
+        "en": "Answer with the letter of the right option only.",
+    },
+    "records": {
+        "es": "Responde solo con una lista JSON de las entidades del texto, copiadas tal como están escritas y en su "
+        f'orden: [{{"label": "...", "text": "..."}}]. Etiquetas: {LABELS}. Si no hay ninguna: [].',
+        "en": "Answer only with a JSON list of the text's entities, copied as they are written and in their order: "
+        f'[{{"label": "...", "text": "..."}}]. Labels: {LABELS}. If there are none: [].',
+    },
+    "stretch": {
+        "es": "Responde solo con palabras copiadas del texto, sin explicación.",
+        "en": "Answer only with words copied from the text, without explanation.",
+    },
+    "line": {
+        "es": "Responde en una sola línea, lo más corta posible, sin explicación.",
+        "en": "Answer in a single line, as short as possible, without explanation.",
+    },
+}
 
 
 class ApiConfig(PromptingConfig):
@@ -48,8 +89,12 @@ class ApiConfig(PromptingConfig):
     normalization: Normalization = "mean"
     """Of a likelihood: `mean` over the label's tokens, their `sum`, the `first` alone, or the sum over its
     `characters`."""
-    max_answer_tokens: int = Field(default=16, ge=1)
-    """The most tokens that an answer may have."""
+    answer: Literal["text", "letter", "records"] | None = None
+    """For multiple choice: ask for an option's `letter`, which is the default, after a prompt that lists all of them,
+    or for its `text`. Entities are asked for as `records` in any case."""
+    max_answer_tokens: int | None = Field(default=None, ge=1)
+    """The most tokens that an answer may have. By default 16, and 512 where entities are asked for or an answer in
+    words."""
     request: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     """Keys of every request's body that this endpoint wants otherwise; null leaves one out. For example
     `{max_tokens: null, max_completion_tokens: 16, temperature: null}`, or `{top_logprobs: 5}`."""
@@ -97,17 +142,18 @@ class ApiConfig(PromptingConfig):
             raise ValueError(f"url: a key must not go to {host} unencrypted; use https")
         return self
 
-    def asking(self) -> Asking:
+    def asking(self, *, of_labels: bool) -> Asking:
+        """How the model is asked for labels, or for answers in words."""
         default: Answers = "likelihood" if self.endpoint == "completions" else "first_token"
-        return Asking(
-            self.model, self.endpoint, self.answers or default, self.normalization, self.max_answer_tokens, self.request
-        )
+        answers = (self.answers or default) if of_labels else "text"
+        most = self.max_answer_tokens or (LABEL_TOKENS if of_labels else ANSWER_TOKENS)
+        return Asking(self.model, self.endpoint, answers, self.normalization, most, self.request)
 
     def _check_request(self) -> None:
         taken = sorted({"model", "prompt", "messages", "stream", "n", "echo"} & self.request.keys())
         if taken:
             raise ValueError(f"request: `{taken[0]}` is not yours to set here")
-        limits = [({"max_tokens": self.max_answer_tokens} | self.request).get(limit) for limit in LIMITS]
+        limits = [({"max_tokens": self.max_answer_tokens or 1} | self.request).get(limit) for limit in LIMITS]
         if any(type(limit) is not int or limit < 1 for limit in limits if limit is not None):
             raise ValueError(
                 f"request: {' and '.join(f'`{limit}`' for limit in LIMITS)} are numbers of tokens, or null"
@@ -119,38 +165,74 @@ class ApiConfig(PromptingConfig):
 def _run(context: StageContext[ApiConfig]) -> StageReport:
     config = context.config
     task = load_task(context.inputs["task"] / "task")
-    assert isinstance(task, ClassificationTask)  # a recipe with another kind is refused
-    trials = trials_of(config)
-    first = template_of(config, task, trials[0])
-    plain = ApiScorer(
-        list(task.labels),
-        list(task.verbalizers),
-        template=first.source,
-        instruction=first.instruction,
-        asking=config.asking(),
-        endpoint=Endpoint(config.url, config.key_env, config.concurrency, config.timeout, config.retries),
-        prices=Prices(config.price_in or 0.0, config.price_out or 0.0, config.max_cost),
-        cache=ledger_of(context.folder),
+    model = ApiModel(
+        config.asking(of_labels=isinstance(task, ClassificationTask | ChoiceTask)),
+        Endpoint(config.url, config.key_env, config.concurrency, config.timeout, config.retries),
+        Prices(config.price_in or 0.0, config.price_out or 0.0, config.max_cost),
+        ledger_of(context.folder),
     )
-    plain.endpoint.key()  # a missing key stops the run here, not after the other arms
-    if plain.remote_host is not None:
+    model.endpoint.key()  # a missing key stops the run here, not after the other arms
+    if model.remote_host is not None:
         context.note(
             f"warning: texts leave this machine: {len(task.dev)} dev and {len(task.test)} test items, and the training "
-            f"examples in their prompts, are sent to {plain.remote_host}"
+            f"examples in their prompts, are sent to {model.remote_host}"
         )
+    where = {"model": config.model, "host": urlsplit(config.url).netloc, "remote": model.remote_host is not None}
+    if isinstance(task, ClassificationTask):
+        return _ask_labels(context, task, model, where)
+    arranged = arranged_of(config, task.train, context.seed)
+    _scorer_of(config, task, arranged, model).save(context.folder / "scorer")
+    shown = [item.id for item in arranged]
+    return StageReport(facts={"train_rows": len(shown), "demonstrations": shown, "endpoint": where, "money": 0.0})
+
+
+def _ask_labels(
+    context: StageContext[ApiConfig], task: ClassificationTask, model: ApiModel, where: dict[str, Any]
+) -> StageReport:
+    """Texts of one label each: several prompts may be tried."""
+    config = context.config
+    trials = trials_of(config)
+    first = template_of(config, task, trials[0])
+    labels, verbalizers = list(task.labels), list(task.verbalizers)
+    plain = ApiScorer(labels, verbalizers, template=first.source, instruction=first.instruction, model=model)
     shown = {trial: _shown(config, task, trial, context.seed) for trial in trials}
 
     def scorer_of(trial: Trial) -> ApiScorer:
         source = template_of(config, task, trial).source
         return plain.with_prompt(template=source, demonstrations=shown[trial].demonstrations, pool=shown[trial].pool)
 
-    if len(trials) > 1:
-        plain.client()  # one ledger for all trials
     chosen, tried = choose_on_dev(context, task, trials, scorer_of)
     scorer_of(chosen).save(context.folder / "scorer")
-    money = sum(entry.cost for entry in tried)
-    endpoint = {"model": config.model, "host": urlsplit(config.url).netloc, "remote": plain.remote_host is not None}
-    return report_of(task, chosen, shown[chosen], tried, endpoint=endpoint, money=money)
+    return report_of(task, chosen, shown[chosen], tried, endpoint=where, money=sum(entry.cost for entry in tried))
+
+
+def _scorer_of(
+    config: ApiConfig, task: Task, arranged: Sequence[Item], model: ApiModel
+) -> ApiChoiceScorer | ApiTagger | ApiAnswerWriter:
+    """One prompt for all items, its demonstrations drawn or named."""
+
+    def said(template: PromptTemplate, form: str) -> dict[str, Any]:
+        wanted = FORMS[form].get(task.config.language, FORMS[form]["en"])
+        instruction = "\n".join(filter(None, [template.instruction, wanted])) if config.instruction else ""
+        return {"template": template.source, "instruction": instruction, "model": model}
+
+    match task:
+        case ChoiceTask():
+            form: AnswerForm = "text" if config.answer == "text" else "letter"
+            options = [(item, item.right) for item in arranged if isinstance(item, ChoiceItem)]
+            return ApiChoiceScorer(form=form, demonstrations=options, **said(task.config.prompt_template(form), form))
+        case ExtractionTask():
+            labels = task.trained_labels
+            solved = [(i.text, written(i.text, i.spans)) for i in arranged if isinstance(i, Document)]
+            asked = said(task.config.prompt_template(labels), "records")
+            asked["instruction"] = asked["instruction"].replace(LABELS, ", ".join(labels))
+            return ApiTagger(labels, demonstrations=solved, **asked)
+        case QuestionTask():
+            pairs = [(i.text, i.context, i.right_answers[0]) for i in arranged if isinstance(i, AskedItem)]
+            extractive = task.config.extractive
+            asked = said(task.config.prompt_template(), "stretch" if extractive else "line")
+            return ApiAnswerWriter(extractive=extractive, demonstrations=pairs, **asked)
+    raise AssertionError(f"no such kind of task: {task.config.kind}")  # a recipe with another kind is refused
 
 
 def ledger_of(folder: Path) -> Path:

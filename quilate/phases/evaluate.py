@@ -118,7 +118,7 @@ def answer(task: Task, scorer: Any, items: Sequence[Item], on_progress: Progress
                 for document, spans in zip(documents, found.spans, strict=True)
             ]
             array = np.stack(counts) if counts else np.zeros((0, len(task.labels), 4), dtype=np.int64)
-            return Answered(array, found.windowed, found.tokens, found.spans, found.counts)
+            return Answered(array, found.windowed, found.tokens, found.spans, found.counts, found.cost)
         case MultiLabelTask():
             scored: LabelScores = scorer.score([item.text for item in items], on_progress)
             known = [task.labels.index(label) for label in scorer.labels]
@@ -134,8 +134,8 @@ def answer(task: Task, scorer: Any, items: Sequence[Item], on_progress: Progress
                 for text, question in zip(said.answers, questions, strict=True)
             ]
             values = np.array(rated, dtype=np.float64).reshape(len(rated), 2)
-            unfinished = {"answers that did not end": said.unfinished}
-            return Answered(values, said.truncated, said.tokens, counts=unfinished, texts=said.answers)
+            befell = {"answers that did not end": said.unfinished} | said.counts
+            return Answered(values, said.truncated, said.tokens, None, befell, said.cost, said.answers)
         case ChoiceTask():
             scored = scorer.score(items, on_progress)
             lacking = len(task.labels) - scored.scores.shape[1]  # dev or test may have questions of more options

@@ -9,7 +9,6 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from quilate.inference import demonstrations
 from quilate.inference.answers import AnswerWriter
 from quilate.inference.calibration import Calibration
 from quilate.inference.choice import ChoicePromptScorer
@@ -23,6 +22,7 @@ from quilate.phases.prompting import (
     PromptingConfig,
     Shown,
     Trial,
+    arranged_of,
     choose_on_dev,
     report_of,
     show,
@@ -30,11 +30,9 @@ from quilate.phases.prompting import (
     trials_of,
 )
 from quilate.phases.stage import StageContext, StageKind, StageReport, model_of
-from quilate.rng import numpy_stream
 from quilate.tasks.classification import ClassificationTask
 from quilate.tasks.extraction import Document, ExtractionTask
 from quilate.tasks.kinds import load_task
-from quilate.tasks.labels import Item
 from quilate.tasks.multiple_choice import AnswerForm, ChoiceItem, ChoiceTask
 from quilate.tasks.question_answering import AskedItem, QuestionTask
 from quilate.tasks.records import written
@@ -129,7 +127,7 @@ def _run(context: StageContext[IclConfig]) -> StageReport:
 def _ask_choices(context: StageContext[IclConfig], task: ChoiceTask, model: Path) -> StageReport:
     """Questions with options of their own: one prompt, its demonstrations drawn or named."""
     config = context.config
-    arranged = _arranged(config, task.train, context.seed)
+    arranged = arranged_of(config, task.train, context.seed)
     form: AnswerForm = "letter" if config.answer == "letter" else "text"
     template = task.config.prompt_template(form)
     scorer = ChoicePromptScorer(
@@ -148,7 +146,7 @@ def _ask_choices(context: StageContext[IclConfig], task: ChoiceTask, model: Path
 def _ask_records(context: StageContext[IclConfig], task: ExtractionTask, model: Path) -> StageReport:
     """Documents whose entities are to be written as records: one prompt, its demonstrations drawn or named."""
     config = context.config
-    arranged = _arranged(config, task.train, context.seed)
+    arranged = arranged_of(config, task.train, context.seed)
     template = task.config.prompt_template()
     scorer = RecordTagger(
         model,
@@ -167,7 +165,7 @@ def _ask_records(context: StageContext[IclConfig], task: ExtractionTask, model: 
 def _ask_questions(context: StageContext[IclConfig], task: QuestionTask, model: Path) -> StageReport:
     """Questions that are answered by text: one prompt, its demonstrations drawn or named."""
     config = context.config
-    arranged = [item for item in _arranged(config, task.train, context.seed) if isinstance(item, AskedItem)]
+    arranged = [item for item in arranged_of(config, task.train, context.seed) if isinstance(item, AskedItem)]
     template = task.config.prompt_template()
     scorer = AnswerWriter(
         model,
@@ -180,20 +178,6 @@ def _ask_questions(context: StageContext[IclConfig], task: QuestionTask, model: 
     )
     scorer.save(context.folder / "scorer")
     return StageReport(facts={"train_rows": len(arranged), "demonstrations": [item.id for item in arranged]})
-
-
-def _arranged(config: IclConfig, train: Sequence[Item], seed: int) -> list[Item]:
-    """The demonstrations of a prompt that is the same for all items, in the order in which they are read."""
-    assert isinstance(config.shots, int)  # a recipe that says otherwise is refused
-    match config.demonstrations:
-        case "fixed":
-            ranked = demonstrations.named(train, config.rows)[: config.shots]
-        case "random":
-            ranked = demonstrations.uniform(train, config.shots, seed=seed)
-        case _:
-            ranked = demonstrations.balanced(train, config.shots, per_class=False, seed=seed)
-    rng = numpy_stream(seed, "order", 0)
-    return demonstrations.arrange(ranked, config.reading_order(), label=lambda item: item.label, rng=rng)
 
 
 def _fitting(

@@ -140,6 +140,20 @@ def template_of(config: PromptingConfig, task: ClassificationTask, trial: Trial)
     return PromptTemplate(source, instruction=instruction, verbalizers=task.verbalizers)
 
 
+def arranged_of(config: PromptingConfig, train: Sequence[Item], seed: int) -> list[Item]:
+    """The demonstrations of a prompt that is the same for all items, in the order in which they are read."""
+    assert isinstance(config.shots, int)  # a recipe that says otherwise is refused
+    match config.demonstrations:
+        case "fixed":
+            ranked = demonstrations.named(train, config.rows)[: config.shots]
+        case "random":
+            ranked = demonstrations.uniform(train, config.shots, seed=seed)
+        case _:
+            ranked = demonstrations.balanced(train, config.shots, per_class=False, seed=seed)
+    rng = numpy_stream(seed, "order", 0)
+    return demonstrations.arrange(ranked, config.reading_order(), label=lambda item: item.label, rng=rng)
+
+
 def show(
     config: PromptingConfig,
     task: ClassificationTask,

@@ -102,13 +102,13 @@ def misfit(kind: str, arm: ArmConfig) -> str | None:
         case BaselineConfig() if arm.method not in BASELINES[kind]:
             known = f"these do: {', '.join(BASELINES[kind])}" if BASELINES[kind] else "no baseline does"
             return f"`method: {arm.method}` does not solve {kind}; {known}"
-        case ApiConfig() if kind != "classification":
-            return f"an endpoint does not solve {kind} yet: use `finetune` or `baseline`"
-        case IclConfig() if kind == "multi_label":
+        case ApiConfig() | IclConfig() if kind == "multi_label":
             return "a prompt does not solve multi_label yet: use `finetune` or `baseline`"
+        case ApiConfig(answers="likelihood" | "first_token") if kind in ("extraction", "question_answering"):
+            return f"`answers: {arm.answers}` is for labels: entities and answers in words are read from the text"
         case IclConfig() if kind == "extraction" and arm.answer != "records":
             return "a prompt solves extraction with `answer: records` only"
-        case IclConfig() if kind in ("multiple_choice", "extraction", "question_answering") and _for_classes_only(arm):
+        case ApiConfig() | IclConfig() if kind != "classification" and _for_classes_only(arm):
             return f"`{_for_classes_only(arm)[0]}` goes with classification only, as it is set here"
         case FinetuneConfig() if arm.method in NOT_TUNED_BY.get(kind, ()):
             return f"`method: {arm.method}` does not solve {kind}: use `full`, `lora`, `adapter` or `last_layers`"
@@ -120,26 +120,23 @@ def misfit(kind: str, arm: ArmConfig) -> str | None:
             return "`head` settings are for whole texts: for extraction the classifier is trained by steps"
         case FinetuneConfig(method="head", answer="records"):
             return "`answer: records` needs a model that learns to write, and `method: head` leaves it as it is"
-        case IclConfig() | FinetuneConfig() if arm.answer is not None and ANSWERS[arm.answer] != kind:
+        case ApiConfig() | IclConfig() | FinetuneConfig() if arm.answer is not None and ANSWERS[arm.answer] != kind:
             return f"`answer: {arm.answer}` goes with {ANSWERS[arm.answer]}"
     return None
 
 
-def _for_classes_only(arm: IclConfig) -> list[str]:
-    """The settings of a prompted arm that multiple choice does not know."""
-    return [
-        key
-        for key, used in {
-            "per_class": arm.per_class,
-            "shots": not isinstance(arm.shots, int),
-            "demonstrations": arm.demonstrations in ("nearest", "diverse"),
-            "permutations": arm.permutations > 1,
-            "templates": bool(arm.templates),
-            "format": arm.format != "plain",
-            "calibration": arm.calibration != "none",
-        }.items()
-        if used
-    ]
+def _for_classes_only(arm: ApiConfig | IclConfig) -> list[str]:
+    """The settings of a prompted arm that only classification knows."""
+    used = {
+        "per_class": arm.per_class,
+        "shots": not isinstance(arm.shots, int),
+        "demonstrations": arm.demonstrations in ("nearest", "diverse"),
+        "permutations": arm.permutations > 1,
+        "templates": bool(arm.templates),
+    }
+    if isinstance(arm, IclConfig):
+        used |= {"format": arm.format != "plain", "calibration": arm.calibration != "none"}
+    return [key for key, value in used.items() if value]
 
 
 def stands_on(node: StageConfig | ArmConfig) -> str | None:

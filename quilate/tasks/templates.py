@@ -42,7 +42,8 @@ class PromptTemplate:
         """The part that ends where the label is to be written; no space at its end."""
         return self._template.render(text=text, labels=self._labels, options=list(options), context=context)
 
-    def answer(self, verbalizer: str) -> str:
+    @staticmethod
+    def answer(verbalizer: str) -> str:
         """What follows `prompt`: a space and the verbalizer."""
         return f" {verbalizer}"
 

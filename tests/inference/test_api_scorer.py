@@ -13,7 +13,8 @@ from support import SENTENCES, tiny_llama, tiny_tokenizer
 
 from quilate.inference.api_answers import label_named
 from quilate.inference.api_client import Endpoint, Prices
-from quilate.inference.api_scorer import TOP_TOKENS, ApiScorer, Asking
+from quilate.inference.api_model import TOP_TOKENS, ApiModel, Asking
+from quilate.inference.api_scorer import ApiScorer
 from quilate.inference.demonstrations import Pool
 from quilate.inference.scorer import PromptScorer, load_scorer
 
@@ -33,11 +34,10 @@ def server() -> Any:
 def api_scorer(server: ModelServer, folder: Path, **keys: Any) -> ApiScorer:
     asking = {"model": "m", "endpoint": "completions", "answers": "likelihood", "normalization": "mean",
               "max_tokens": 4} | keys.pop("asking", {})  # fmt: skip
-    keys = {"demonstrations": SHOWN, "prices": Prices(1.0, 1.0, most=100.0)} | keys
-    return ApiScorer(
-        LABELS, VERBALIZERS, template=TEMPLATE, instruction="Clasifica.", asking=Asking(**asking),
-        endpoint=Endpoint(server.url, retries=1, concurrency=2), cache=folder / "responses", **keys,
-    )  # fmt: skip
+    endpoint, prices = Endpoint(server.url, retries=1, concurrency=2), Prices(1.0, 1.0, most=100.0)
+    model = ApiModel(Asking(**asking), endpoint, prices, folder / "responses")
+    keys = {"demonstrations": SHOWN} | keys
+    return ApiScorer(LABELS, VERBALIZERS, template=TEMPLATE, instruction="Clasifica.", model=model, **keys)
 
 
 def at_home(directory: Path, **keys: Any) -> PromptScorer:
@@ -141,10 +141,11 @@ def test_it_comes_back_with_its_cache(server: ModelServer, tmp_path: Path) -> No
 def test_a_request_as_its_endpoint_wants_it(server: ModelServer, tmp_path: Path) -> None:
     wanted = {"max_tokens": None, "max_completion_tokens": 3, "temperature": None, "top_logprobs": 5}
     chat = {"endpoint": "chat", "answers": "first_token", "request": wanted}
-    asked = api_scorer(server, tmp_path, asking=chat)._question([], TEXTS[0])
+    scorer = api_scorer(server, tmp_path, asking=chat)
+    asked = scorer.model.request(scorer.posed([], TEXTS[0]), listed=True)
     assert {key: value for key, value in asked.body.items() if key not in ("model", "messages")} == {
         "max_completion_tokens": 3, "logprobs": True, "top_logprobs": 5,
     }  # fmt: skip
     assert asked.most_tokens()[1] == 3
-    echo = api_scorer(server, tmp_path, asking={"request": wanted})._echo("¿Qué?")
+    echo = api_scorer(server, tmp_path, asking={"request": wanted}).model.echo("¿Qué?")
     assert echo.body["max_tokens"] == echo.most_tokens()[1] == 1 and "max_completion_tokens" not in echo.body

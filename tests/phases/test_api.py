@@ -56,8 +56,10 @@ def test_contradictions_are_refused(value: dict[str, Any], keys: dict[str, Any],
 
 
 def test_what_is_asked_by_default() -> None:
-    assert config(LOCAL).asking().answers == "first_token"
-    assert config(LOCAL, endpoint="completions").asking().answers == "likelihood"
+    assert config(LOCAL).asking(of_labels=True).answers == "first_token"
+    assert config(LOCAL, endpoint="completions").asking(of_labels=True).answers == "likelihood"
+    assert config(LOCAL, endpoint="completions").asking(of_labels=False).answers == "text"
+    assert [config(LOCAL).asking(of_labels=one).max_tokens for one in (True, False)] == [16, 512]
     assert config(REMOTE, key_env="CLAVE").max_cost is None
 
 
@@ -115,6 +117,28 @@ def test_a_recipe_against_a_server_that_breaks_down(server: ModelServer, tmp_pat
     again = quilate(tmp_path, "run", path)
     assert again.returncode == 0 and again.stderr.count("reused") == 6
     assert len(server.asked) == 30 * len(labels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("tiny-choice", "solo con la letra"), ("tiny-entities", "lista JSON"), ("tiny-questions", "en una sola línea")],
+)
+def test_every_kind_of_task(name: str, form: str, server: ModelServer, tmp_path: Path) -> None:
+    """A chat model is told the form of its answers; a second run asks nothing."""
+    arm = {"kind": "api", "url": server.url, "model": "m", "shots": 1, "max_answer_tokens": 6, "concurrency": 2}
+    arms = ["--set", f"arms={json.dumps({'lejos': arm})}", "--out", tmp_path / "run"]
+    ran = quilate(tmp_path, "run", RECIPES / f"{name}.yaml", *arms)
+    assert ran.returncode == 0, ran.stderr
+    asked = server.asked[0]["messages"]
+    assert [turn["role"] for turn in asked] == ["system", "user", "assistant", "user"]
+    assert form in asked[0]["content"] and "<LABELS>" not in asked[0]["content"]
+    evidence = json.loads((tmp_path / "run" / "evidence.json").read_text(encoding="utf-8"))
+    (found,) = evidence["arms"]
+    assert found["name"] == "lejos" and found["counts"].get("test answers from the cache", 0) == 0
+    before = len(server.asked)
+    again = quilate(tmp_path, "run", RECIPES / f"{name}.yaml", *arms)
+    assert again.returncode == 0 and len(server.asked) == before
 
 
 @pytest.mark.slow

@@ -331,7 +331,7 @@ def _label_finder(rule: Rule, folder: Path) -> Callable[[Sequence[str]], list[bo
     scorer, saved = load_scorer(folder / "scorer"), read_json(folder / "scorer" / "scorer.json")
     labels = getattr(scorer, "labels", None)
     several = saved.get("link") == "sigmoid" or saved["kind"] == "label sets"
-    if saved["kind"] == "api":
+    if saved["kind"].startswith("api"):
         raise DataError(
             f"rule '{rule.name}': {rule.classifier} sends what it reads to an endpoint, and would be asked about every "
             "completion",
