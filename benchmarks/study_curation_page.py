@@ -131,9 +131,10 @@ def _taggers(result: dict[str, Any]) -> list[str]:
         "## A model beside the rules",
         "The same letters, read by the arms of `recipes/deidentify.yaml`, which learned from 480 others: a dictionary "
         "of their phrases (`gazetteer`), and a model of 11M parameters that has read 2M tokens of general Spanish, "
-        "tuned in full for three passes: causal (`reads-left`); its masked twin (`reads-both`) was not run. One seed, "
-        "one learning rate. Beside the rules (`personal_data.tagger`) a rule wins where both find something. The "
-        "model's exact F1 is low where its coverage is not: reading from the left, it begins one address twice. "
+        "tuned in full for three passes: causal (`reads-left`), on the base that the run of "
+        "[adaptation](adaptation.md) had made with the same settings; its masked twin (`reads-both`) was not run. One "
+        "seed, one learning rate. Beside the rules (`personal_data.tagger`) a rule wins where both find something. "
+        "The model's exact F1 is low where its coverage is not: reading from the left, it begins one address twice. "
         "Exact F1:",
         measured("f1"),
         "Characters covered by any finding:",

@@ -20,7 +20,8 @@ def export(
     Parameters
     ----------
     format
-        lm-eval: EleutherAI's lm-evaluation-harness; its `acc` on the arm's model is then the arm's accuracy.
+        lm-eval: EleutherAI's lm-evaluation-harness; its `acc` (of `normalization: characters` its `acc_norm`) on the
+        arm's model is then the arm's accuracy.
     run
         The run's folder.
     arm
@@ -36,6 +37,7 @@ def export(
 
     from quilate.cli.arms import choose_arm, task_of
     from quilate.errors import UsageError
+    from quilate.inference.choice import ChoicePromptScorer
     from quilate.inference.lm_eval import write_lm_eval
     from quilate.inference.scorer import PromptScorer
 
@@ -44,13 +46,16 @@ def export(
             "an exported task holds the texts of the test items", hint="add --with-text if they may go out"
         )
     chosen = choose_arm(run, arm)
-    if not isinstance(chosen.scorer, PromptScorer):
-        raise UsageError(f"arm '{chosen.name}' prompts no model", hint="name a fine-tuned or an icl arm with --arm")
+    if not isinstance(chosen.scorer, PromptScorer | ChoicePromptScorer):
+        raise UsageError(
+            f"arm '{chosen.name}' chooses no label or option by prompting a model here",
+            hint="name a fine-tuned or an icl arm of classification or multiple choice with --arm",
+        )
     task = task_of(run)
-    path = write_lm_eval(chosen.scorer, f"{task.name} {chosen.name}", task.test, out or run / "lm-eval")
+    path, metric = write_lm_eval(chosen.scorer, f"{task.name} {chosen.name}", task.test, out or run / "lm-eval")
     model = chosen.scorer.model_path.resolve()
     if json:
-        print(json_module.dumps({"task": str(path), "model": str(model)}, ensure_ascii=False))
+        print(json_module.dumps({"task": str(path), "model": str(model), "metric": metric}, ensure_ascii=False))
         return
-    print(path)
+    print(f"{path} (its `{metric}` is the arm's accuracy)")
     print(f"lm_eval --model hf --model_args pretrained={model} --include_path {path.parent} --tasks {path.stem}")

@@ -169,7 +169,7 @@ class ChoicePromptScorer:
             "max_prompt_tokens": max_prompt_tokens,
             "precision": precision,
         }
-        self._normalization, self._max_prompt_tokens = normalization, max_prompt_tokens
+        self.normalization, self._max_prompt_tokens = normalization, max_prompt_tokens
         self._precision = precision
         self._loaded: LoadedModel | None = None
 
@@ -204,10 +204,10 @@ class ChoicePromptScorer:
             [answer_tokens(tokenizer, answers) for answers in said],
             item_lengths=[len(tokens) - before for tokens in prompts],
             max_prompt_tokens=self._max_prompt_tokens,
-            normalization=self._normalization,
+            normalization=self.normalization,
             on_progress=on_progress,
         )
-        return by_characters(found, said) if self._normalization == "characters" else found
+        return by_characters(found, said) if self.normalization == "characters" else found
 
     def save(self, folder: Path) -> None:
         make_folder(folder)

@@ -10,15 +10,24 @@ from typing import Any
 
 from quilate.errors import UsageError
 from quilate.files import make_folder, write_jsonl, write_text
+from quilate.inference.choice import ChoicePromptScorer, said_answers
 from quilate.inference.scorer import PromptScorer
 from quilate.tasks.labels import Item
+from quilate.tasks.multiple_choice import ChoiceItem
+
+# How the harness names our normalizations; it has no mean over tokens and no first token.
+METRICS = {"sum": "acc", "characters": "acc_norm"}
 
 
-def write_lm_eval(scorer: PromptScorer, name: str, items: Sequence[Item], folder: Path) -> Path:
-    """Write `NAME.yaml` and `NAME.jsonl` into a private folder; returns the YAML's path.
+def write_lm_eval(
+    scorer: PromptScorer | ChoicePromptScorer, name: str, items: Sequence[Item], folder: Path
+) -> tuple[Path, str]:
+    """Write `NAME.yaml` and `NAME.jsonl` into a private folder; returns the YAML's path and the metric of the harness
+    that is the arm's accuracy.
 
     Prompts are written whole, demonstrations included, so the harness adds no shots of its own. Its `acc` takes the
-    label with the highest summed log-probability after the prompt, as `normalization: sum` does here.
+    answer with the highest summed log-probability after the prompt, as `normalization: sum` does here, its `acc_norm`
+    divides the sum by the answer's characters, as `characters` does.
 
     Args:
         name: the task's name there, made fit for one.
@@ -26,20 +35,18 @@ def write_lm_eval(scorer: PromptScorer, name: str, items: Sequence[Item], folder
     Raises:
         UsageError: the harness has no such score as the arm's.
     """
-    if scorer.normalization != "sum" or scorer.calibration != "none":
+    calibration = scorer.calibration if isinstance(scorer, PromptScorer) else "none"
+    if scorer.normalization not in METRICS or calibration != "none":
         raise UsageError(
-            f"lm-eval scores labels by their summed log-probability; this arm has normalization {scorer.normalization}"
-            f" and calibration {scorer.calibration}",
-            hint="export a fine-tuned arm, or one with `normalization: sum` and `calibration: none`",
+            "lm-eval scores answers by their summed log-probability, over their characters or not; this arm has "
+            f"normalization {scorer.normalization} and calibration {calibration}",
+            hint="export a fine-tuned arm, or one with `normalization: sum` or `characters` and `calibration: none`",
         )
     task = re.sub(r"\W+", "_", name).strip("_").lower()
-    rows: list[dict[str, Any]] = [
-        {"id": item.id, "prompt": prompt, "gold": scorer.labels.index(item.label)}
-        for item, prompt in zip(items, scorer.prompts([item.text for item in items]), strict=True)
-    ]
     make_folder(folder)
     data = (folder / f"{task}.jsonl").resolve()
-    write_jsonl(data, rows)
+    write_jsonl(data, _rows(scorer, items))
+    chat = isinstance(scorer, PromptScorer) and scorer.style == "chat"
     config = {
         "task": task,
         "dataset_path": "json",
@@ -48,16 +55,29 @@ def write_lm_eval(scorer: PromptScorer, name: str, items: Sequence[Item], folder
         "test_split": "test",
         "num_fewshot": 0,
         "doc_to_text": "{{prompt}}",
-        "doc_to_choice": list(scorer.verbalizers),
+        "doc_to_choice": list(scorer.verbalizers) if isinstance(scorer, PromptScorer) else "{{choices}}",
         "doc_to_target": "gold",
-        "target_delimiter": "" if scorer.style == "chat" else " ",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "target_delimiter": "" if chat else " ",
+        "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in METRICS.values()],
         "metadata": {"version": 1},
     }
     text = io.StringIO()
     _yaml().dump(config, text)
     write_text(folder / f"{task}.yaml", text.getvalue())
-    return folder / f"{task}.yaml"
+    return folder / f"{task}.yaml", METRICS[scorer.normalization]
+
+
+def _rows(scorer: PromptScorer | ChoicePromptScorer, items: Sequence[Item]) -> list[dict[str, Any]]:
+    """One an item; a question has choices of its own."""
+    if isinstance(scorer, PromptScorer):
+        prompts = scorer.prompts([item.text for item in items])
+        gold = [scorer.labels.index(item.label) for item in items]
+        return [{"id": i.id, "prompt": p, "gold": g} for i, p, g in zip(items, prompts, gold, strict=True)]
+    questions = [item for item in items if isinstance(item, ChoiceItem)]
+    return [
+        {"id": q.id, "prompt": prompt, "choices": list(said_answers(q, scorer.form)), "gold": q.right}
+        for q, prompt in zip(questions, scorer.prompts(questions), strict=True)
+    ]
 
 
 def _yaml() -> Any:
