@@ -32,7 +32,8 @@ def report(
     lang
         Language of the table and the report; the task's by default.
     with_text
-        Write the wrongly answered test items, with their texts, to errors/ARM.csv.
+        Write the wrongly answered test items, with their texts, to errors/ARM.csv, and what models wrote while they
+        were trained from rewards to samples/STAGE.csv.
     markdown
         Write the evidence also as this Markdown page, its figure and every run's score beside it. Of a run that is
         not finished, the scores so far; of one without a task, what alignment was worth.
@@ -45,7 +46,7 @@ def report(
     if not run_plan(run)["recipe"]["arms"]:
         aligned = (run / "alignment.json").exists()
         pages = _write_alignment_page(run, markdown, lang) if markdown is not None and aligned else []
-        show_models(run, json=json)
+        show_models(run, json=json, with_text=with_text)
         for path in pages:
             print(path, file=sys.stderr if json else sys.stdout)
         return
@@ -97,7 +98,7 @@ def _write_alignment_page(run: Path, page: Path, lang: Language | None) -> list[
 
 
 def show(run: Path, *, lang: Language | None, with_text: bool) -> None:
-    """Print the table; write `evidence.html` in the asked language, and `errors/ARM.csv` if texts may be shown."""
+    """Print the table; write `evidence.html` in the asked language, and what holds texts if they may be shown."""
     from quilate.cli.display import result_console
     from quilate.files import write_text
     from quilate.recipe.evidence_stage import read_evidence
@@ -111,17 +112,18 @@ def show(run: Path, *, lang: Language | None, with_text: bool) -> None:
     print_table(evidence, console, lang or _language_of(evidence["task"]))
     console.print(f"\n{run / 'evidence.html'}\n{run / 'evidence.json'}")
     if with_text:
-        console.print("\n".join(str(path) for path in _write_errors(run)))
+        console.print("\n".join(str(path) for path in [*_write_errors(run), *_write_samples(run)]))
 
 
-def show_models(run: Path, *, json: bool) -> None:
-    """Print the models that a run made, what they cost, and how well they predict each corpus's held-out text."""
+def show_models(run: Path, *, json: bool, with_text: bool) -> None:
+    """Print the models that a run made, what they cost, and how well they predict each corpus's held-out text; write
+    what holds texts if they may be shown."""
     from rich.table import Table
 
     from quilate.cli.display import clock, result_console
     from quilate.recipe.cells import examinations_of, models_of
 
-    models = models_of(run)
+    models, samples = models_of(run), _write_samples(run) if with_text else []
     if json:
         print(json_module.dumps([asdict(model) for model in models], ensure_ascii=False, indent=2))
         return
@@ -135,7 +137,7 @@ def show_models(run: Path, *, json: bool) -> None:
         table.add_row(model.stage, f"{model.train_tokens:,}", clock(model.seconds), model.measure, *cells)
     console = result_console()
     console.print(table)
-    console.print("\n".join(f"{model.stage}: {model.folder}" for model in models))
+    console.print("\n".join([*(f"{model.stage}: {model.folder}" for model in models), *map(str, samples)]))
     for found in examinations_of(run):
         console.print(_examination(found))
     if (run / "alignment.json").exists():
@@ -213,4 +215,20 @@ def _write_errors(run: Path) -> list[Path]:
             assert gold is not None  # only sets and texts have none
             content = errors_csv(outcome, [item.content for item in task.test], gold, task.labels)
         write_bytes(written[-1], content)
+    return written
+
+
+def _write_samples(run: Path) -> list[Path]:
+    """One CSV a stage that was trained from rewards: a completion of every iteration."""
+    from quilate.files import read_jsonl, write_bytes
+    from quilate.phases.align.experience import LOG
+    from quilate.recipe.evidence_stage import run_plan
+    from quilate.report.mistakes import samples_csv
+
+    written = []
+    for name, stage in run_plan(run)["stages"].items():
+        log = run / stage["folder"] / LOG
+        if log.exists():
+            written.append(run / "samples" / f"{name}.csv")
+            write_bytes(written[-1], samples_csv(name, list(read_jsonl(log))))
     return written

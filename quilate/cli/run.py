@@ -42,7 +42,8 @@ def run(
     lang
         Language of the table and the report; the task's by default.
     with_text
-        Write the wrongly answered test items, with their texts, to errors/ARM.csv.
+        Write the wrongly answered test items, with their texts, to errors/ARM.csv, and what models wrote while they
+        were trained from rewards to samples/STAGE.csv.
     allow_code
         Run the Python files that the recipe names as rewards; read them first.
     processes
@@ -84,7 +85,7 @@ def run(
     if until is not None:
         return
     if not parsed.arms:
-        show_models(folder, json=json)
+        show_models(folder, json=json, with_text=with_text)
     elif json:
         print(json_module.dumps(read_evidence(folder), ensure_ascii=False, indent=2))
     else:

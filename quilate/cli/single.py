@@ -181,7 +181,7 @@ def run_single_stage(
             )  # fmt: skip
     finally:
         display.close()
-    show_models(folder, json=json)
+    show_models(folder, json=json, with_text=False)
 
 
 def recipe_of(name: str, arm: dict[str, Any], flags: TaskFlags, *, base: str, seed: int) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""The wrong predictions as a CSV. It holds source text: it is written only when the user asks for text."""
+"""What holds source text, as CSV: wrong predictions, and what a model wrote while it was trained from rewards. Written
+only when the user asks for text."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ COLUMNS = ("arm", "seed", "item", "text", "gold", "predicted", "probability_of_p
 SET_COLUMNS = ("arm", "seed", "item", "error", "label", "text")
 ANSWER_COLUMNS = ("arm", "seed", "item", "question", "right", "answered", "token_f1")
 SPAN_COLUMNS = ("arm", "seed", "document", "error", "start", "end", "label", "text")
+SAMPLE_COLUMNS = ("stage", "iteration", "score", "prompt", "completion")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -38,6 +41,20 @@ def errors_csv(outcome: ArmOutcome, texts: Sequence[str], gold: NDArray[np.integ
             cells = (texts[item], labels[gold[item]], labels[predicted[item]])
             rows.append((-p_predicted, [outcome.name, seed, item, *cells, f"{p_predicted:.4f}", f"{p_gold:.4f}"]))
     return _csv(COLUMNS, [row for _, row in sorted(rows, key=lambda pair: pair[0])])
+
+
+def samples_csv(stage: str, log: Sequence[Mapping[str, Any]]) -> bytes:
+    """One completion an iteration of training from rewards, with its score: how the policy changed, in its own words.
+
+    Args:
+        log: the rows of the stage's `rollouts.jsonl`.
+
+    Returns:
+        As `errors_csv`.
+    """
+    told = ((row["iteration"], row["sample"]) for row in log)
+    rows = [[stage, n, round(said["score"], 4), said["prompt"], said["completion"]] for n, said in told]
+    return _csv(SAMPLE_COLUMNS, rows)
 
 
 def span_errors_csv(
@@ -111,7 +128,7 @@ def _csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow([_inert(str(cell)) for cell in row])
+        writer.writerow([_inert(cell) if isinstance(cell, str) else cell for cell in row])
     return text.getvalue().encode("utf-8-sig")
 
 

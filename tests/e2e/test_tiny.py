@@ -6,6 +6,8 @@ recipe is run, judged, reused and partly run again does.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import subprocess
@@ -79,6 +81,24 @@ def test_the_report_as_a_page_with_every_cell(folder: Path, evidence: dict[str, 
     text = page.read_text(encoding="utf-8")
     assert all(f"| {arm} |" in text for arm in ARMS)
     assert page.with_name("estudio-cost.svg").exists()
+
+
+@pytest.mark.slow
+def test_what_models_wrote_while_they_were_trained_from_rewards(folder: Path) -> None:
+    """One completion an iteration, in a private file that is made only when texts are asked for."""
+    quilate("report", "runs/tiny", folder=folder)
+    samples = folder / "runs" / "tiny" / "samples"
+    assert not samples.exists()
+    quilate("report", "runs/tiny", "--with-text", folder=folder)
+    assert sorted(path.name for path in samples.iterdir()) == ["exact-s0.csv", "pleasing-s0.csv"]
+    for stage in ("exact", "pleasing"):
+        (made,) = (folder / "runs" / "tiny" / "stages").glob(f"{stage}-s0-*/rollouts.jsonl")
+        told = [json.loads(line) for line in made.read_text(encoding="utf-8").splitlines()]
+        content = (samples / f"{stage}-s0.csv").read_bytes().decode("utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(content, newline="")))
+        assert [int(row["iteration"]) for row in rows] == [row["iteration"] for row in told]
+        assert [float(row["score"]) for row in rows] == pytest.approx([r["sample"]["score"] for r in told], abs=1e-4)
+    assert samples.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.slow
