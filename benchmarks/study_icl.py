@@ -1,8 +1,9 @@
-"""Write docs/studies/icl.md: `python -m benchmarks.study_icl [RUNS]`. What is missing was not run.
+"""Write docs/studies/icl.md: `python -m benchmarks.study_icl [RUNS [TIMED]]`. What is missing was not run.
 
 RUNS is a folder with runs of `recipes/study-icl.yaml`, finished or not, named as `--commands` names them; their cells
 are first added to docs/studies/icl-cells.json, from which page and figure are made. CAUSAL_BASE in a command stands
-for the model directory that the stage `causal` of recipes/study-base.yaml left.
+for the model directory that the stage `causal` of recipes/study-base.yaml left. TIMED is another such folder, whose runs
+had the machine to themselves: what things cost is read from them alone.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def _of(found: Mapping[str, Sequence[Cell]], run: str, arm: str) -> list[Cell]:
     return [cell for cell in found.get(run, ()) if cell["arm"] == arm]
 
 
-def page_of(recipe: Recipe, found: Mapping[str, Sequence[Cell]]) -> str:
+def page_of(recipe: Recipe, found: Mapping[str, Sequence[Cell]], timed: Mapping[str, Sequence[Cell]]) -> str:
     """The whole page; a cell that the recipe names and `found` has not prints "not run"."""
     lines = ["## Scores\n", f"| arm | {' | '.join(RUNS)} |", "| --- |" + " ---: |" * len(RUNS)]
     for arm in recipe.arms:
@@ -100,7 +101,7 @@ def page_of(recipe: Recipe, found: Mapping[str, Sequence[Cell]]) -> str:
     ]
     if any(_of(found, run, arm) for run in RUNS for arm in SHOTS.values()):
         lines += ["", f"![Accuracy by the number of examples]({FIGURE.name})"]
-    lines += _orders(found) + _costs(found)
+    lines += _orders(found) + _costs(timed)
     if ANALYSIS.exists():
         lines += ["", f"Whether it is implicit fine-tuning: [{ANALYSIS.stem}]({ANALYSIS.name})."]
     return "\n".join([INTRODUCTION, *lines]) + "\n"
@@ -133,13 +134,13 @@ def _orders(found: Mapping[str, Sequence[Cell]]) -> list[str]:
     ]
 
 
-def _costs(found: Mapping[str, Sequence[Cell]]) -> list[str]:
+def _costs(timed: Mapping[str, Sequence[Cell]]) -> list[str]:
     """Seconds, and from how many predictions on training is cheaper than a prompt of 16 examples."""
     rows = []
     for run in RUNS:
-        prompted = _mean(_alone(_of(found, run, "k16")), "seconds_per_1000")
-        for arm in ("k0", "k16", "k16-nearest", "k32", "lora-16", "frozen", "lora", "tfidf"):
-            cells = _alone(_of(found, run, arm))
+        prompted = _mean(_alone(_of(timed, run, "k16")), "seconds_per_1000")
+        for arm in ("k0", "k16", "k16-nearest", "k32", "frozen-16", "lora-16", "full-16", "frozen", "lora", "tfidf"):
+            cells = _alone(_of(timed, run, arm))
             asked, made = _mean(cells, "seconds_per_1000"), _mean(cells, "seconds_to_make")
             if asked is None or made is None:
                 continue
@@ -152,9 +153,9 @@ def _costs(found: Mapping[str, Sequence[Cell]]) -> list[str]:
         return []
     return [
         "\n## What it costs\n",
-        "Seconds on two cores: to make the arm, and for 1,000 predictions, the mean over the seeds that were timed: "
-        f"cells that ran beside other work (a load above {BUSY}) are left out. Break-even: from how many predictions "
-        "on the arm is cheaper than a prompt of 16 examples.\n",
+        "Seconds on two cores with nothing else running: to make the arm, and for 1,000 predictions, of one seed, "
+        f"timed apart from the scores above (a load above {BUSY} leaves a cell out). Break-even: from how many "
+        "predictions on the arm is cheaper than a prompt of 16 examples.\n",
         "| task | arm | to make | per 1,000 predictions | break-even with k16 |",
         "| --- | --- | ---: | ---: | ---: |",
         *rows,
@@ -213,12 +214,12 @@ def main() -> None:
     if sys.argv[1:] == ["--commands"]:
         print("\n".join(commands(RECIPE, RUNS, "runs/icl")))
         return
-    found = json.loads(CELLS.read_text(encoding="utf-8")) if CELLS.exists() else {}
-    if len(sys.argv) > 1:
-        found = with_runs(found, Path(sys.argv[1]))
-        write_json(CELLS, found)
-    recipe = load(Recipe, RECIPE)
-    write_text(PAGE, page_of(recipe, found))
+    cells = json.loads(CELLS.read_text(encoding="utf-8"))
+    for part, folder in zip(("cells", "timed"), sys.argv[1:], strict=False):
+        cells[part] = with_runs(cells[part], Path(folder))
+        write_json(CELLS, cells)
+    recipe, found = load(Recipe, RECIPE), cells["cells"]
+    write_text(PAGE, page_of(recipe, found, cells["timed"]))
     if any(cell["arm"] in SHOTS.values() for cells in found.values() for cell in cells):
         draw(recipe, found, FIGURE)
     print(PAGE)

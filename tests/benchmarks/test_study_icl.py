@@ -19,8 +19,9 @@ def cell(arm: str, score: float, *, make: float, ask: float, **more: Any) -> dic
 
 
 def test_the_page_is_what_the_cells_say() -> None:
-    cells = json.loads(study.CELLS.read_text(encoding="utf-8")) if study.CELLS.exists() else {}
-    assert study.PAGE.read_text(encoding="utf-8") == study.page_of(load(Recipe, study.RECIPE), cells)
+    found = json.loads(study.CELLS.read_text(encoding="utf-8"))
+    page = study.page_of(load(Recipe, study.RECIPE), found["cells"], found["timed"])
+    assert study.PAGE.read_text(encoding="utf-8") == page
 
 
 @pytest.mark.parametrize("run", study.RUNS)
@@ -34,7 +35,7 @@ def test_every_run_makes_a_recipe_with_the_same_arms(run: str) -> None:
 def test_a_seed_of_five_is_not_shown_as_if_nothing_were_drawn() -> None:
     recipe = load(Recipe, study.RECIPE)
     cells = [cell(arm, 0.55, make=1.0, ask=1.0) for arm in ("majority", "k0", "k16", "lora")]
-    page = study.page_of(recipe, {"mr": [*cells, cell("lora", 0.65, make=1.0, ask=1.0, seed=2)]})
+    page = study.page_of(recipe, {"mr": [*cells, cell("lora", 0.65, make=1.0, ask=1.0, seed=2)]}, {})
     rows = {line.split(" | ")[0]: line.split(" | ")[1] for line in page.splitlines() if line.startswith("| ")}
     assert (rows["| majority"], rows["| k0"]) == ("55.0", "55.0")
     assert (rows["| k16"], rows["| lora"]) == ("55.0 (1 of 5 seeds)", "60.0 (2 of 5 seeds: 55.0, 65.0)")
@@ -42,7 +43,7 @@ def test_a_seed_of_five_is_not_shown_as_if_nothing_were_drawn() -> None:
 
 def test_break_even_and_the_spread_of_orders() -> None:
     recipe = load(Recipe, study.RECIPE)
-    assert study.page_of(recipe, {}).count(study.NOT_RUN) == len(recipe.arms) * len(study.RUNS)
+    assert study.page_of(recipe, {}, {}).count(study.NOT_RUN) == len(recipe.arms) * len(study.RUNS)
     cells = [
         cell("k16", 0.6, make=2.0, ask=50.0),
         cell("k16-orders", 0.625, make=9.0, ask=50.0, tried=[0.48, 0.71, 0.5]),
@@ -50,7 +51,8 @@ def test_break_even_and_the_spread_of_orders() -> None:
         cell("frozen", 0.7, make=60.0, ask=55.0),
         cell("k32", 0.7, make=60.0, ask=55.0, load_average=7.0),
     ]
-    page = study.page_of(recipe, {"mr": cells})
+    page = study.page_of(recipe, {"mr": cells}, {"mr": cells})
+    assert study.page_of(recipe, {"mr": cells}, {}).count("break-even") == 0
     assert "| mr | 0 | 3 | 48 to 71 | 62.5 |" in page
     assert "| mr | lora | 200.0 | 10.0 | 5,000 |" in page  # 200 s / (50 s - 10 s) x 1,000
     assert "| mr | frozen | 60.0 | 55.0 | never |" in page
