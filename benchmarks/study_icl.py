@@ -2,8 +2,8 @@
 
 RUNS is a folder with runs of `recipes/study-icl.yaml`, finished or not, named as `--commands` names them; their cells
 are first added to docs/studies/icl-cells.json, from which page and figure are made. CAUSAL_BASE in a command stands
-for the model directory that the stage `causal` of recipes/study-base.yaml left. TIMED is another such folder, whose runs
-had the machine to themselves: what things cost is read from them alone.
+for the model directory that the stage `causal` of recipes/study-base.yaml left. TIMED is another such folder, whose
+runs had the machine to themselves: what things cost is read from them alone.
 """
 
 from __future__ import annotations
