@@ -109,7 +109,7 @@ class Predicted:
     """The file's content, what was counted, and the counts in words."""
 
     content: bytes
-    counts: dict[str, int]
+    counts: Mapping[str, float]
     said: str
 
 
@@ -136,9 +136,12 @@ def _labelled(task: Task, chosen: ChosenArm, table: Table, *, threshold: float, 
         table.columns, table.rows, answers, labels, threshold=threshold, probabilities=probabilities
     )
     without = len(table.rows) - len(answerable)
-    counts = {"abstained": abstained, "without_text": without, "cut": scored.truncated}
+    befell = _befell(scored.counts, scored.cost)
+    counts = {"abstained": abstained, "without_text": without, "cut": scored.truncated} | befell
     lacking = "text or usable options" if letters else "text"
-    said = f"{abstained} abstained ({without} without {lacking}), {scored.truncated} cut to fit the model"
+    said = f"{abstained} abstained ({without} without {lacking}), {scored.truncated} cut to fit the model" + _said(
+        befell
+    )
     return Predicted(content, counts, said)
 
 
@@ -162,8 +165,9 @@ def _tagged(task: ExtractionTask, chosen: ChosenArm, table: Table) -> Predicted:
         lines.append(json.dumps({**row, "quilate_spans": listed}, ensure_ascii=False, default=str) + "\n")
     without = sum(not text.strip() for text in texts)
     total = sum(map(len, found.spans))
-    counts = {"spans": total, "without_text": without, "windowed": found.windowed}
-    said = f"{total} spans found, {without} without text, {found.windowed} read in several windows"
+    befell = _befell(found.counts, found.cost)
+    counts = {"spans": total, "without_text": without, "windowed": found.windowed} | befell
+    said = f"{total} spans found, {without} without text, {found.windowed} read in several windows" + _said(befell)
     return Predicted("".join(lines).encode(), counts, said)
 
 
@@ -189,8 +193,9 @@ def _with_label_sets(task: MultiLabelTask, chosen: ChosenArm, table: Table) -> P
         answer = {"quilate_labels": own, "quilate_probabilities": p}
         lines.append(json.dumps({**row, **answer}, ensure_ascii=False, default=str) + "\n")
     without = sum(not text for text in texts)
-    counts = {"labels": given, "without_text": without, "cut": scored.truncated} | scored.counts
-    said = f"{given} labels given, {without} without text, {scored.truncated} cut to fit the model"
+    befell = _befell(scored.counts, scored.cost)
+    counts = {"labels": given, "without_text": without, "cut": scored.truncated} | befell
+    said = f"{given} labels given, {without} without text, {scored.truncated} cut to fit the model" + _said(befell)
     return Predicted("".join(lines).encode(), counts, said)
 
 
@@ -208,12 +213,23 @@ def _answered(task: QuestionTask, chosen: ChosenArm, table: Table) -> Predicted:
     rows = [{**row, "quilate_answer": answers.get(i, "")} for i, row in enumerate(table.rows)]
     lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
     without = len(rows) - len(answerable)
-    counts = {"without_text": without, "cut": written.truncated, "unfinished": written.unfinished}
+    befell = _befell(written.counts, written.cost)
+    counts = {"without_text": without, "cut": written.truncated, "unfinished": written.unfinished} | befell
     said = (
         f"{without} without text, {written.truncated} cut to fit the model, {written.unfinished} answers that did not "
         "end by themselves"
-    )
+    ) + _said(befell)
     return Predicted("".join(lines).encode(), counts, said)
+
+
+def _befell(counts: Mapping[str, int], cost: float) -> dict[str, float]:
+    """What else befell the answers, and the money that an endpoint charged."""
+    return {**counts, **({"money": cost} if cost else {})}
+
+
+def _said(befell: Mapping[str, float]) -> str:
+    """What is not nothing, in words."""
+    return "".join(f", {value:g} {what}" for what, value in befell.items() if value)
 
 
 def labelled_csv(

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from quilate.errors import DataError, ModelError
 from quilate.files import make_folder, write_json
+from quilate.inference.demonstrations import nearest_to
+from quilate.inference.prompts import Format, Layout, Prompt, layout_of
 from quilate.inference.scorer import ProgressCallback, movable, silent
 from quilate.models.precision import Precision, compute_dtype
 from quilate.tasks.records import stretch_grammar
 from quilate.tasks.templates import PromptTemplate
-from quilate.tokenization.segments import KEPT_END, prompt_tokens, shorten
+from quilate.tokenization.segments import KEPT_END, shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +60,8 @@ class AnswerWriter:
     Args:
         model: a model or adapter directory.
         template: Jinja text of one question; `instruction` and `demonstrations` (question, context, answer) go before.
+        nearest: show each question so many of the demonstrations, those most like it, and fewer where they do not fit.
+        style: plain text, or a conversation through the model's chat template.
         extractive: allow stretches of the context alone.
         max_new_tokens: an answer also ends after so many, and is counted.
         max_prompt_tokens: prompts longer than that are cut in the question's middle, as in training; by default those
@@ -71,6 +75,8 @@ class AnswerWriter:
         template: str,
         instruction: str = "",
         demonstrations: Sequence[tuple[str, str, str]] = (),
+        nearest: int | None = None,
+        style: Format = "plain",
         extractive: bool,
         max_new_tokens: int,
         max_prompt_tokens: int | None = None,
@@ -78,10 +84,13 @@ class AnswerWriter:
     ) -> None:
         self.model_path = model
         self._template = PromptTemplate(template, instruction=instruction, names=("text", "context"))
-        self._demonstrations = [tuple(shown) for shown in demonstrations]
+        self._demonstrations = [(text, context, answer) for text, context, answer in demonstrations]
+        self._nearest, self._style = nearest, style
         self._settings = {
             "template": template,
             "instruction": instruction,
+            "nearest": nearest,
+            "style": style,
             "extractive": extractive,
             "max_new_tokens": max_new_tokens,
             "max_prompt_tokens": max_prompt_tokens,
@@ -93,13 +102,51 @@ class AnswerWriter:
 
     def prompts(self, questions: Sequence[Asked]) -> list[str]:
         """The whole prompt of each question, as the model sees it."""
-        head = self._head()
-        return [head + self._template.prompt(q.text, context=q.context) for q in questions]
+        from quilate.models.load import context_of_directory, load_tokenizer
 
-    def _head(self) -> str:
-        """What stands before every question."""
-        solved = (self._template.demonstration(text, a, context=context) for text, context, a in self._demonstrations)
-        return self._template.prefix() + "".join(solved)
+        tokenizer = load_tokenizer(self.model_path)
+        room = self._room(context_of_directory(self.model_path))
+        return [str(prompt) for prompt in self._prompts(self._layout(tokenizer), tokenizer, questions, room)[0]]
+
+    def _layout(self, tokenizer: PreTrainedTokenizerBase) -> Layout:
+        return layout_of(self._template, self._style, tokenizer, model=self.model_path.name)
+
+    def _prompts(
+        self, layout: Layout, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Asked], room: int
+    ) -> tuple[list[Prompt], int]:
+        """The prompts, and how many show fewer demonstrations than were asked for."""
+        asked = [self._template.prompt(question.text, context=question.context) for question in questions]
+        if self._nearest is None:
+            solved = list(map(self._solved, self._demonstrations))
+            return [layout.write(solved, question) for question in asked], 0
+        from quilate.inference.prompting import nearest_that_fit
+
+        near = nearest_to(
+            self._demonstrations, lambda d: d[0], [question.text for question in questions], self._nearest
+        )
+        found = [
+            nearest_that_fit(layout, tokenizer, list(map(self._solved, own)), question, room)
+            for own, question in zip(near, asked, strict=True)
+        ]
+        return [prompt for prompt, _ in found], sum(fewer for _, fewer in found)
+
+    def _solved(self, shown: tuple[str, str, str]) -> tuple[str, str]:
+        text, context, answer = shown
+        return self._template.prompt(text, context=context), answer
+
+    def _room(self, context: int) -> int:
+        """Tokens that a prompt may have.
+
+        Raises:
+            DataError: the answer leaves none.
+        """
+        room = context - self._max_new_tokens
+        if room < 1:
+            raise DataError(
+                f"max_new_tokens: {self._max_new_tokens} leave no room for a question in a context of {context} tokens",
+                hint="lower it",
+            )
+        return room if self._max_prompt_tokens is None else min(room, self._max_prompt_tokens)
 
     def write(self, questions: Sequence[Asked], on_progress: ProgressCallback = silent) -> WrittenAnswers:
         """The answers: each the first line that the model writes.
@@ -109,20 +156,13 @@ class AnswerWriter:
             DataError: an answer, or a question after the demonstrations, has no room in the model's context.
         """
         tokenizer, generator, vocabulary = self._load()
-        room = generator.context - self._max_new_tokens
-        if room < 1:
-            raise DataError(
-                f"max_new_tokens: {self._max_new_tokens} leave no room for a question in a context of "
-                f"{generator.context} tokens",
-                hint="lower it",
-            )
-        if self._max_prompt_tokens is not None:
-            room = min(room, self._max_prompt_tokens)
-        cut = self._fitting(tokenizer, questions, room)
+        layout, room = self._layout(tokenizer), self._room(generator.context)
+        prompts, fewer = self._prompts(layout, tokenizer, questions, room)
+        cut = self._fitting(layout, tokenizer, prompts, room)
         written = generator.generate(
             [tokens for tokens, _ in cut],
             max_new_tokens=self._max_new_tokens,
-            constraints=self._constraints(tokenizer, vocabulary, questions) if self._extractive else None,
+            constraints=self._constraints(layout, tokenizer, vocabulary, questions) if self._extractive else None,
             on_progress=on_progress,
         )
         answers = [
@@ -134,22 +174,28 @@ class AnswerWriter:
             truncated=sum(was_cut for _, was_cut in cut),
             unfinished=sum(not (tokens and tokens[-1] in generator.stop) for tokens in written),
             tokens=sum(len(tokens) for tokens, _ in cut) + sum(map(len, written)),
+            counts={} if self._nearest is None else {"prompts with fewer demonstrations": fewer},
         )
 
     def _fitting(
-        self, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Asked], room: int
+        self, layout: Layout, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], room: int
     ) -> list[tuple[list[int], bool]]:
         """The prompts' tokens; of one that is too long the question is cut, and not the demonstrations before it."""
-        prompts = prompt_tokens(tokenizer, self.prompts(questions))
-        before = len(prompt_tokens(tokenizer, [self._head()])[0]) if self._head() else 0
-        if any(len(tokens) > room for tokens in prompts) and room - before < 2 * KEPT_END:
-            raise DataError(
-                f"{len(self._demonstrations)} demonstrations take {before} of the {room} tokens that a prompt may "
-                "have, which leaves no room for a question",
-                hint="show fewer or shorter ones, or lower max_new_tokens",
-            )
-        cut = [shorten(tokens[before:], room - before) for tokens in prompts]
-        return [(tokens[:before] + kept, was_cut) for tokens, (kept, was_cut) in zip(prompts, cut, strict=True)]
+        whole = layout.tokens(tokenizer, [str(prompt) for prompt in prompts])
+        heads = list({prompt.head for prompt in prompts if prompt.head})
+        lengths = {"": 0} | dict(zip(heads, map(len, layout.tokens(tokenizer, heads)), strict=True))
+        cut = []
+        for tokens, prompt in zip(whole, prompts, strict=True):
+            before = lengths[prompt.head]
+            if len(tokens) > room and room - before < 2 * KEPT_END:
+                raise DataError(
+                    f"{len(self._demonstrations)} demonstrations take {before} of the {room} tokens that a prompt may "
+                    "have, which leaves no room for a question",
+                    hint="show fewer or shorter ones, or lower max_new_tokens",
+                )
+            kept, was_cut = shorten(tokens[before:], room - before)
+            cut.append((tokens[:before] + kept, was_cut))
+        return cut
 
     def _load(self) -> tuple[PreTrainedTokenizerBase, Generator, int]:
         # Here, not above: transformers takes seconds to import, and a scorer may be loaded and not asked.
@@ -166,12 +212,15 @@ class AnswerWriter:
         return self._loaded
 
     def _constraints(
-        self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, questions: Sequence[Asked]
+        self, layout: Layout, tokenizer: PreTrainedTokenizerBase, vocabulary: int, questions: Sequence[Asked]
     ) -> list[Any]:
         from quilate.inference.grammar import GrammarConstraint, GrammarTokens
 
         tokens = GrammarTokens(tokenizer, vocabulary)
-        return [GrammarConstraint(tokens, stretch_grammar(question.context)) for question in questions]
+        return [
+            GrammarConstraint(tokens, stretch_grammar(question.context, start=layout.answer_start))
+            for question in questions
+        ]
 
     def save(self, folder: Path) -> None:
         make_folder(folder)

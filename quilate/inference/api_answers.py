@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quilate.inference.scores import Normalization
+from quilate.tasks.records import Record, parse_records
 
 SURE = 0.9  # guess: the probability of a label that was written out; the temperature fitted on dev corrects it
 UNSEEN = 1.0  # guess: nats by which a label absent from the listed tokens is placed below the last of them
@@ -48,7 +50,12 @@ def text_of(response: Mapping[str, Any]) -> str:
         return ""
     if not isinstance(text, str):
         raise ValueError("the answer's text is no text")
-    return text
+    return text.encode("utf-8", "replace").decode()  # half a surrogate pair can be kept nowhere
+
+
+def answer_of(response: Mapping[str, Any]) -> str:
+    """What the model wrote, without the thoughts that some write first; nothing if it did not get beyond them."""
+    return re.sub(r"\A\s*<think>.*?(?:</think>|\Z)", "", text_of(response), flags=re.DOTALL)
 
 
 def label_named(text: str, verbalizers: Sequence[str]) -> int | None:
@@ -76,28 +83,90 @@ def label_named(text: str, verbalizers: Sequence[str]) -> int | None:
 def letter_named(options: Sequence[str]) -> Named:
     """How a text names one of the letters of these options.
 
-    In this order: it begins with a letter that stands by itself ("B", "**b)** ...", "B Insulina" of the option
-    "Insulina", but not "A la vista de ..."); just one capital letter stands by itself before a mark or the end ("La
-    respuesta es la C."); the text names just one option in words.
+    Looked for in the first line, then in the whole text; in this order: it begins with an option in words ("Hepatitis
+    A" is no letter), or with a letter that stands by itself ("B", "**b)** ...", "B es ...", "A Insulina" of the option
+    "Insulina", but not "A la vista de ..."); a letter follows a cue ("la respuesta correcta es la B"); just one capital
+    stands by itself. Options in words and what is denied ("no la A") do not count for the last two. At last the option
+    that the text names in words.
     """
 
     def named(text: str, letters: Sequence[str]) -> int | None:
-        begun = re.match(r"[\s\W_]*([^\W\d_])(?!\w)(.*)", text, re.DOTALL)
-        if begun is not None and begun[1].upper() in letters:
-            place, rest = letters.index(begun[1].upper()), begun[2]
-            marked = re.match(r"[ \t]*(?:[^\w\s]|\n|\Z)", rest)
-            if marked or _plain(rest).startswith(_plain(options[place])):
-                return place
-        alone = set(re.findall(r"(?<!\w)([A-Z])(?=[ \t]*(?:[^\w\s]|\n|\Z))", text)) & set(letters)
-        return letters.index(alone.pop()) if len(alone) == 1 else label_named(text, options)
+        for part in (text.strip().partition("\n")[0], text):
+            letter = _letter_of(part, letters, options)
+            if letter is not None:
+                return letter
+        return label_named(text, options)
 
     return named
 
 
-def list_in(text: str) -> str:
-    """The JSON list of an answer that may be fenced, introduced or wrapped; all of it where there is no list."""
-    start, end = text.find("["), text.rfind("]")
-    return text if start < 0 else text[start:] if end < start else text[start : end + 1]
+# Single capitals that are also words, in Spanish or English: they need more around them to be an option's letter.
+_WORDS = "AEIOUY"
+_SURE = r"(?=[ \t]*(?:[^\w\s]|\n|\Z)|\s+(?:es|is|porque|because|ya)\b)"
+_ALONE = re.compile(rf"(?<!\w)(?:([{_WORDS}])(?!\w){_SURE}|([B-Z])(?!\w))")
+_CUE = re.compile(
+    r"(?:respuesta|opci[oó]n|alternativa|letra|correcta|answer|option|letter|correct)[\s\W_]{1,4}"
+    r"(?:(?:respuesta|opci[oó]n|letra|correcta|final|es|la|answer|option|letter|correct|is|the)[\s\W_]{1,4})*"
+    r"(?:([A-Z])(?!\w)|([a-z])(?!\w)(?=[ \t]*(?:[^\w\s]|\n|\Z)))",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(r"\b(?:no|ni|not|nor)\b(?:\s+(?:es|la|is|the|opci[oó]n|option))*[\s*]+[A-Z](?!\w)", re.IGNORECASE)
+
+
+def _letter_of(text: str, letters: Sequence[str], options: Sequence[str]) -> int | None:
+    plain, known = _plain(text), [_plain(option) for option in options]
+    begun = [i for i, option in enumerate(known) if len(option) > 1 and re.match(rf"{re.escape(option)}(?!\w)", plain)]
+    if begun:
+        return max(begun, key=lambda i: len(known[i]))
+    first = re.match(r"[\s\W_]*([^\W\d_])(?!\w)", text)
+    if first is not None and first[1].upper() in letters:
+        place, rest = letters.index(first[1].upper()), text[first.end() :]
+        sure = _ALONE.match(first[1] + rest) or re.match(r"[ \t]*(?:[^\w\s]|\n|\Z)", rest) or not rest.strip()
+        if sure or _plain(rest).startswith(known[place]):
+            return place
+    for option in sorted((o for o in options if len(o) > 1), key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(option)}(?!\w)", "…", text, flags=re.IGNORECASE)
+    text = _DENIED.sub("…", text)
+    for cue in _CUE.finditer(text):
+        letter = next(filter(None, cue.groups()))
+        if letter.upper() in letters and (letter.isupper() or re.match(r"[ \t]*(?:[^\w\s]|\n|\Z)", text[cue.end() :])):
+            return letters.index(letter.upper())
+    alone = {letter for match in _ALONE.finditer(text) for letter in match.groups() if letter in letters}
+    return letters.index(alone.pop()) if len(alone) == 1 else None
+
+
+@dataclass(frozen=True)
+class ListedRecords:
+    """The records of an answer; `malformed` entries of its list lack a label or a text; `valid`: there was a list."""
+
+    records: list[Record]
+    malformed: int
+    valid: bool
+
+
+def records_in(text: str) -> ListedRecords:
+    """The list of records in an answer that may be fenced, introduced or wrapped: the last one; of a list that was cut
+    short, its whole records."""
+    found: list[dict[str, Any]] | None = None
+    decoder, place = json.JSONDecoder(), text.find("[")
+    while place >= 0:
+        try:
+            value, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            end = place + 1
+        else:
+            if all(isinstance(entry, dict) for entry in value) and (value or found is None):
+                found = value
+        place = text.find("[", end)
+    begun = re.search(r"\[\s*\{", text)
+    if not found and begun is not None:
+        whole = parse_records(text[begun.start() :]).records
+        return ListedRecords(whole, 0, bool(whole))
+    if found is None:
+        return ListedRecords([], 0, False)
+    texts = [(entry.get("label"), entry.get("text")) for entry in found]
+    good = [Record(label, said) for label, said in texts if isinstance(label, str) and isinstance(said, str)]
+    return ListedRecords(good, len(found) - len(good), bool(good) or not found)
 
 
 def was_cut(response: Mapping[str, Any]) -> bool:
@@ -107,7 +176,7 @@ def was_cut(response: Mapping[str, Any]) -> bool:
 
 def from_text(response: Mapping[str, Any], verbalizers: Sequence[str], named: Named = label_named) -> LabelAnswer:
     """The scores of an answer that has a text only."""
-    label = named(text_of(response), verbalizers)
+    label = named(answer_of(response), verbalizers)
     if label is None:
         return LabelAnswer(np.full(len(verbalizers), -math.log(len(verbalizers))), False, False)
     rest = (1 - SURE) / max(1, len(verbalizers) - 1)
@@ -126,21 +195,21 @@ def from_first_token(
     answer is ...", begins "therapy"), counts for none; where a label is named only after such a beginning, the text
     decides.
     """
-    text = text_of(response)
-    written = named(text, verbalizers)
+    text = answer_of(response)
+    named_one = named(text, verbalizers)
     labels = [_plain(verbalizer) for verbalizer in verbalizers]
     line = _plain(text.strip().partition("\n")[0])
-    agree = [label.startswith(line) or line.startswith(label) for label in labels]
-    if written is not None and not agree[written]:
+    first, listed = _first_token(response, line)
+    if named_one is not None and not (first and labels[named_one].startswith(first)):
         return from_text(response, verbalizers, named)
-    listed = _top_logprobs(response)
+    agree = [label.startswith(line) or line.startswith(label) for label in labels]
     mass = np.zeros(len(labels))
     for token, logprob in listed:
         begins = [i for i, label in enumerate(labels) if token and label.startswith(token)]
-        if line.startswith(token):
+        if line.startswith(token) and named_one is None:
             begins = [i for i in begins if agree[i]]
-        if written in begins:
-            begins = [written]
+        if named_one in begins:
+            begins = [named_one]
         for label in begins:
             mass[label] += math.exp(logprob) / len(begins)
     if not mass.any():
@@ -181,19 +250,30 @@ def likelihood(response: Mapping[str, Any], prompt: str, answer: str, normalizat
     return by[normalization]
 
 
-def _top_logprobs(response: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """(token, log-probability) of the first token's likeliest, in either endpoint's form; empty if there are none."""
+def _first_token(response: Mapping[str, Any], line: str) -> tuple[str, list[tuple[str, float]]]:
+    """The first token that was written and is more than white space and marks, and (token, log-probability) of the
+    likeliest in its place, in either endpoint's form; nothing if there are none."""
     try:
         found = response["choices"][0].get("logprobs") or {}
         if found.get("content"):
-            pairs = [(entry["token"], entry["logprob"]) for entry in found["content"][0]["top_logprobs"]]
+            listed = [[(one["token"], one["logprob"]) for one in entry["top_logprobs"]] for entry in found["content"]]
+            written = [entry.get("token") for entry in found["content"]]
         else:
-            pairs = list((found.get("top_logprobs") or [{}])[0].items())
-        return [(_plain(token), float(logprob)) for token, logprob in pairs if math.isfinite(float(logprob))]
+            listed = [list(step.items()) for step in found.get("top_logprobs") or []]
+            written = found.get("tokens") or [None] * len(listed)
+        for token, pairs in zip(written, listed, strict=False):
+            finite = [(_plain(one), float(logprob)) for one, logprob in pairs if math.isfinite(float(logprob))]
+            # Where the server does not say which token it wrote: the longest one that the text begins with.
+            begun = [one for one, _ in finite if one and line.startswith(one)]
+            likeliest = max(finite, key=lambda pair: pair[1])[0]
+            first = _plain(token) if token is not None else max(begun, key=len, default=likeliest)
+            if first:
+                return first, finite
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return []
+        pass
+    return "", []
 
 
 def _plain(text: str) -> str:
     """For comparison: no case, no quotes or full stops around."""
-    return re.sub(r"\s+", " ", text.casefold()).strip(" \t\n\"'«»“”`*.:;,¡!¿?")
+    return re.sub(r"\s+", " ", text.casefold()).strip(" \t\n\"'«»“”`*.:;,¡!¿?()")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from quilate.inference.api_client import LIMITS, ApiClient, Endpoint, Prices, Request, Response, is_loopback
-from quilate.inference.prompts import Message, chat_messages
+from quilate.inference.prompts import Message, PlainLayout, chat_messages
 from quilate.inference.scores import Normalization
 from quilate.tasks.templates import PromptTemplate
 
@@ -49,8 +49,8 @@ class Posed:
     @classmethod
     def of(cls, template: PromptTemplate, solved: Sequence[tuple[str, str]], question: str) -> Posed:
         """Of (question, answer) examples and a question, each rendered by the template already."""
-        shown = "".join(asked + template.answer(answer) + template.SEPARATOR for asked, answer in solved)
-        return cls(template.prefix() + shown + question, chat_messages(template.instruction, solved, question))
+        text = str(PlainLayout(template).write(solved, question))
+        return cls(text, chat_messages(template.instruction, solved, question))
 
 
 class ApiModel:
@@ -75,16 +75,25 @@ class ApiModel:
             self._client = ApiClient(self.endpoint, self.prices, self.cache)
         return self._client
 
-    def ask(self, posed: Sequence[Posed], on_progress: Callable[[int, int], None], *, listed: bool) -> list[Response]:
-        """The answers in order; `listed` asks for the likeliest tokens' log-probabilities too.
+    def ask(
+        self,
+        posed: Sequence[Posed],
+        on_progress: Callable[[int, int], None],
+        *,
+        listed: bool = False,
+        stops: bool = False,
+    ) -> list[Response]:
+        """The answers in order; `listed` asks for the likeliest tokens' log-probabilities too, `stops` for no more than
+        a paragraph.
 
         Raises:
             MachineError, GateError, UsageError: see `ApiClient.send`.
         """
-        return self.client().send([self.request(one, listed=listed) for one in posed], on_progress)
+        return self.client().send([self.request(one, listed=listed, stops=stops) for one in posed], on_progress)
 
-    def request(self, posed: Posed, *, listed: bool) -> Request:
-        """What asks one question."""
+    def request(self, posed: Posed, *, listed: bool = False, stops: bool = False) -> Request:
+        """What asks one question. A completion in words ends with its paragraph: a base model would go on with another
+        question, and be paid for it."""
         asking = self.asking
         body: dict[str, Any] = {"model": asking.model, "max_tokens": asking.max_tokens, "temperature": 0}
         if asking.endpoint == "chat":
@@ -93,6 +102,7 @@ class ApiModel:
             return asking.asks("/chat/completions", body)
         body["prompt"] = posed.text
         body |= {"logprobs": TOP_TOKENS["completions"]} if listed else {}
+        body |= {"stop": [PromptTemplate.SEPARATOR]} if stops else {}
         return asking.asks("/completions", body)
 
     def echo(self, text: str) -> Request:

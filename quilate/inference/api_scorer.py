@@ -90,8 +90,8 @@ def _by_likelihood(
             if None not in scores:
                 answers[row] = LabelAnswer(np.array(scores, dtype=np.float64), True, True)
 
-    ask(range(1), lambda done, total: None)
-    if answers[0] is not None and len(questions) > 1:
+    ask(range(min(1, len(questions))), lambda done, total: None)
+    if len(questions) > 1 and answers[0] is not None:
         ask(range(1, len(questions)), lambda done, total: on_progress(done * len(questions) // total, len(questions)))
     return responses
 

@@ -6,7 +6,7 @@ Shapes: A is the number of options of the longest question asked; shorter ones h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +14,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from quilate.files import make_folder, write_json
+from quilate.inference.demonstrations import nearest_to
+from quilate.inference.prompts import Format, Layout, Prompt, layout_of
 from quilate.inference.scorer import ProgressCallback, TfidfScorer, movable, silent
 from quilate.inference.scores import LabelScores, Normalization, by_characters
 from quilate.models.precision import Precision, compute_dtype
@@ -143,6 +145,8 @@ class ChoicePromptScorer:
         model: a model or adapter directory.
         form: whether it is asked for an option's `text` or its `letter`.
         template: Jinja text of one question; `instruction` and `demonstrations` (question, right place) go before it.
+        nearest: show each question so many of the demonstrations, those most like it, and fewer where they do not fit.
+        style: plain text, or a conversation through the model's chat template.
         normalization, max_prompt_tokens: see `score_answers`.
     """
 
@@ -154,17 +158,21 @@ class ChoicePromptScorer:
         template: str,
         instruction: str = "",
         demonstrations: Sequence[tuple[Asked, int]] = (),
+        nearest: int | None = None,
+        style: Format = "plain",
         normalization: Normalization = "mean",
         max_prompt_tokens: int | None = None,
         precision: Precision = "auto",
     ) -> None:
-        self.model_path, self.form = model, form
+        self.model_path, self.form, self.style = model, form, style
         self.template = PromptTemplate(template, instruction=instruction, names=("text", "options"))
-        self.demonstrations = list(demonstrations)
+        self.demonstrations, self._nearest = list(demonstrations), nearest
         self._settings = {
             "form": form,
             "template": template,
             "instruction": instruction,
+            "nearest": nearest,
+            "style": style,
             "normalization": normalization,
             "max_prompt_tokens": max_prompt_tokens,
             "precision": precision,
@@ -175,38 +183,64 @@ class ChoicePromptScorer:
 
     def prompts(self, questions: Sequence[Asked]) -> list[str]:
         """The whole prompt of each question, as the model sees it."""
-        head = self._head()
-        return [head + self.template.prompt(q.text, shown_options(q, self.form)) for q in questions]
+        return [str(prompt) for prompt in self._prompts(self._layout(), questions)[0]]
 
-    def _head(self) -> str:
-        """What stands before every question."""
-        solved = (
-            self.template.demonstration(q.text, said_answers(q, self.form)[right], shown_options(q, self.form))
-            for q, right in self.demonstrations
-        )
-        return self.template.prefix() + "".join(solved)
+    def _layout(self) -> Layout:
+        from quilate.models.load import load_tokenizer
+
+        tokenizer = load_tokenizer(self.model_path) if self.style == "chat" else None
+        return layout_of(self.template, self.style, tokenizer, model=self.model_path.name)
+
+    def _prompts(self, layout: Layout, questions: Sequence[Asked]) -> tuple[list[Prompt], int]:
+        """The prompts, and how many show fewer demonstrations than were asked for."""
+        asked = [self._shown(question) for question in questions]
+        if self._nearest is None:
+            solved = [self._solved(*shown) for shown in self.demonstrations]
+            return [layout.write(solved, question) for question in asked], 0
+        from quilate.inference.prompting import nearest_that_fit
+        from quilate.models.load import context_of_directory, load_tokenizer
+        from quilate.tokenization.segments import answer_tokens
+
+        tokenizer, context = load_tokenizer(self.model_path), context_of_directory(self.model_path)
+        near = nearest_to(self.demonstrations, lambda d: d[0].text, [q.text for q in questions], self._nearest)
+        found = []
+        for question, text, own in zip(questions, asked, near, strict=True):
+            longest = max(map(len, answer_tokens(tokenizer, said_answers(question, self.form))))
+            solved = [self._solved(*shown) for shown in own]
+            found.append(nearest_that_fit(layout, tokenizer, solved, text, context - longest))
+        return [prompt for prompt, _ in found], sum(fewer for _, fewer in found)
+
+    def _shown(self, question: Asked) -> str:
+        return self.template.prompt(question.text, shown_options(question, self.form))
+
+    def _solved(self, question: Asked, right: int) -> tuple[str, str]:
+        return self._shown(question), said_answers(question, self.form)[right]
 
     def score(self, questions: Sequence[Asked], on_progress: ProgressCallback = silent) -> LabelScores:
         # Here, not above: transformers takes seconds to import, and the other scorers do without it.
         from quilate.inference.likelihood import score_answers
         from quilate.inference.prompting import LoadedModel
-        from quilate.tokenization.segments import answer_tokens, prompt_tokens
+        from quilate.tokenization.segments import answer_tokens
 
         if self._loaded is None:
             self._loaded = LoadedModel.of(self.model_path, compute_dtype(self._precision))
-        model, tokenizer = self._loaded.model, self._loaded.tokenizer
-        prompts = prompt_tokens(tokenizer, self.prompts(questions))
-        before = len(prompt_tokens(tokenizer, [self._head()])[0])
+        model, tokenizer, layout = self._loaded.model, self._loaded.tokenizer, self._layout()
+        prompts, fewer = self._prompts(layout, questions)
+        whole = layout.tokens(tokenizer, [str(prompt) for prompt in prompts])
+        heads = list({prompt.head for prompt in prompts})
+        before = dict(zip(heads, map(len, layout.tokens(tokenizer, heads)), strict=True))
         said = [said_answers(question, self.form) for question in questions]
         found = score_answers(
             model,
-            prompts,
-            [answer_tokens(tokenizer, answers) for answers in said],
-            item_lengths=[len(tokens) - before for tokens in prompts],
+            whole,
+            [answer_tokens(tokenizer, answers, start=layout.answer_start) for answers in said],
+            item_lengths=[len(tokens) - before[p.head] for tokens, p in zip(whole, prompts, strict=True)],
             max_prompt_tokens=self._max_prompt_tokens,
             normalization=self.normalization,
             on_progress=on_progress,
         )
+        if self._nearest is not None:
+            found = replace(found, counts=found.counts | {"prompts with fewer demonstrations": fewer})
         return by_characters(found, said) if self.normalization == "characters" else found
 
     def save(self, folder: Path) -> None:

@@ -140,6 +140,19 @@ class Pool:
         return arrange(ranked, self.order, label=lambda example: example[1], rng=rng)
 
 
+def nearest_to(examples: Sequence[T], text_of: Callable[[T], str], texts: Sequence[str], shots: int) -> list[list[T]]:
+    """For every text the examples that are most like it by TF-IDF, the most alike first.
+
+    Raises:
+        DataError: the examples have no words.
+    """
+    if not texts or not examples or shots == 0:
+        return [[] for _ in texts]
+    known = [text_of(example) for example in examples]
+    tfidf = tfidf_embedder(known)
+    return [[examples[i] for i in row[:shots]] for row in nearest(tfidf(texts), tfidf(known)).tolist()]
+
+
 def most_that_fit(cost: Callable[[int], int], limit: int, wanted: int) -> int:
     """The largest number up to `wanted` whose cost is at most `limit`; `cost` never falls. 0 even if that costs more.
 

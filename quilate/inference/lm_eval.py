@@ -40,7 +40,8 @@ def write_lm_eval(
         raise UsageError(
             "lm-eval scores answers by their summed log-probability, over their characters or not; this arm has "
             f"normalization {scorer.normalization} and calibration {calibration}",
-            hint="export a fine-tuned arm, or one with `normalization: sum` or `characters` and `calibration: none`",
+            hint="export an icl arm with `normalization: sum` or `characters` and `calibration: none`, or one that was "
+            "tuned to say labels or letters",
         )
     task = re.sub(r"\W+", "_", name).strip("_").lower()
     make_folder(folder)

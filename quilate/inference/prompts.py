@@ -36,11 +36,17 @@ class Prompt:
 
 
 class Layout(Protocol):
-    """How prompts are written; `answer_start` is what stands between a prompt and its label."""
+    """How prompts are written; `answer_start` is what stands between a prompt and its answer."""
 
     answer_start: str
 
-    def prompt(self, demonstrations: Sequence[Demonstration], text: str) -> Prompt: ...
+    def write(self, solved: Sequence[tuple[str, str]], question: str) -> Prompt:
+        """A prompt of (question, answer) examples and a question, each rendered by the template already."""
+        ...
+
+    def prompt(self, demonstrations: Sequence[Demonstration], text: str) -> Prompt:
+        """A prompt of texts, which the template renders."""
+        ...
 
     def premise(self, words: str) -> Prompt:
         """A prompt of these words alone, without instruction, demonstrations and template."""
@@ -59,8 +65,12 @@ class PlainLayout:
     def __init__(self, template: PromptTemplate) -> None:
         self.template = template
 
+    def write(self, solved: Sequence[tuple[str, str]], question: str) -> Prompt:
+        shown = "".join(asked + self.template.answer(answer) + self.template.SEPARATOR for asked, answer in solved)
+        return Prompt(self.template.prefix() + shown, question)
+
     def prompt(self, demonstrations: Sequence[Demonstration], text: str) -> Prompt:
-        return Prompt(self.template.prefix(demonstrations), self.template.prompt(text))
+        return self.write([(self.template.prompt(t), v) for t, v in demonstrations], self.template.prompt(text))
 
     def premise(self, words: str) -> Prompt:
         return Prompt("", words)
@@ -88,13 +98,17 @@ class ChatLayout:
         self.template, self._chat, self._control = template, chat, list(control)
         self._has_system = not template.instruction or self._knows_system()
 
-    def prompt(self, demonstrations: Sequence[Demonstration], text: str) -> Prompt:
-        solved = [(self.template.prompt(self._harmless(t)), self._harmless(v)) for t, v in demonstrations]
-        question = self.template.prompt(self._harmless(text))
-        messages = chat_messages(self.template.instruction, solved, question, system=self._has_system)
+    def write(self, solved: Sequence[tuple[str, str]], question: str) -> Prompt:
+        harmless = [(self._harmless(asked), self._harmless(answer)) for asked, answer in solved]
+        messages = chat_messages(
+            self.template.instruction, harmless, self._harmless(question), system=self._has_system
+        )  # fmt: skip
         whole = self._render(messages, answering=True)
         head = self._render(messages[:-1], answering=False) if len(messages) > 1 else ""
         return Prompt(head, whole.removeprefix(head)) if whole.startswith(head) else Prompt("", whole)
+
+    def prompt(self, demonstrations: Sequence[Demonstration], text: str) -> Prompt:
+        return self.write([(self.template.prompt(t), v) for t, v in demonstrations], self.template.prompt(text))
 
     def premise(self, words: str) -> Prompt:
         return Prompt("", self._render([{"role": "user", "content": self._harmless(words)}], answering=True))

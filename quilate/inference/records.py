@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from quilate.errors import DataError
 from quilate.files import make_folder, write_json
+from quilate.inference.prompts import Format, layout_of
 from quilate.inference.scorer import ProgressCallback, movable, silent
 from quilate.inference.spans import Found
 from quilate.models.precision import Precision, compute_dtype
@@ -55,6 +56,7 @@ class RecordPrompts:
 
     Args:
         template: of one document, with its instruction; `demonstrations` are solved ones, (text, answer).
+        style: plain text, or a conversation through the model's chat template.
         size: the most tokens of a document that are shown at once; fewer where `context` has no room for so many and
             `max_new_tokens`.
 
@@ -68,13 +70,14 @@ class RecordPrompts:
         template: PromptTemplate,
         demonstrations: Sequence[tuple[str, str]],
         *,
+        style: Format = "plain",
         size: int,
         max_new_tokens: int,
         context: int,
     ) -> None:
         self._tokenizer, self._template = tokenizer, template
-        self.head = template.prefix(demonstrations)
-        around = len(prompt_tokens(tokenizer, [self.head + template.prompt("")])[0])
+        self.layout, self._demonstrations = layout_of(template, style, tokenizer), list(demonstrations)
+        around = len(self.layout.tokens(tokenizer, [str(self.layout.prompt(self._demonstrations, ""))])[0])
         room = context - around - max_new_tokens - SLACK
         if room < FEWEST:
             raise DataError(
@@ -98,7 +101,7 @@ class RecordPrompts:
 
     def prompt(self, part: Part) -> str:
         """The whole prompt of a part."""
-        return self.head + self._template.prompt(part.text)
+        return str(self.layout.prompt(self._demonstrations, part.text))
 
 
 class RecordTagger:
@@ -108,7 +111,7 @@ class RecordTagger:
         model: a model or adapter directory.
         labels: those that records may have.
         template: Jinja text of one document; `instruction` and `demonstrations` (text, answer) go before it.
-        max_item_tokens, max_new_tokens: see `RecordPrompts`. An answer that is longer is cut, and counted.
+        style, max_item_tokens, max_new_tokens: see `RecordPrompts`. An answer that is longer is cut, and counted.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class RecordTagger:
         template: str,
         instruction: str = "",
         demonstrations: Sequence[tuple[str, str]] = (),
+        style: Format = "plain",
         max_item_tokens: int,
         max_new_tokens: int,
         precision: Precision = "auto",
@@ -130,10 +134,12 @@ class RecordTagger:
             "labels": labels,
             "template": template,
             "instruction": instruction,
+            "style": style,
             "max_item_tokens": max_item_tokens,
             "max_new_tokens": max_new_tokens,
             "precision": precision,
         }
+        self._style = style
         self._size, self._max_new_tokens, self._precision = max_item_tokens, max_new_tokens, precision
         self._loaded: tuple[PreTrainedTokenizerBase, Generator, GrammarTokens] | None = None
 
@@ -158,9 +164,12 @@ class RecordTagger:
         tokenizer, generator, tokens = self._load()
         prompts = self._prompts(tokenizer, generator.context)
         written = generator.generate(
-            prompt_tokens(tokenizer, [prompts.prompt(part) for part in parts]),
+            prompts.layout.tokens(tokenizer, [prompts.prompt(part) for part in parts]),
             max_new_tokens=self._max_new_tokens,
-            constraints=[GrammarConstraint(tokens, record_grammar(self.labels, part.text)) for part in parts],
+            constraints=[
+                GrammarConstraint(tokens, record_grammar(self.labels, part.text, start=prompts.layout.answer_start))
+                for part in parts
+            ],
             on_progress=on_progress,
         )
         return [
@@ -170,8 +179,8 @@ class RecordTagger:
 
     def _prompts(self, tokenizer: PreTrainedTokenizerBase, context: int) -> RecordPrompts:
         return RecordPrompts(
-            tokenizer, self._template, self._demonstrations, size=self._size, max_new_tokens=self._max_new_tokens,
-            context=context,
+            tokenizer, self._template, self._demonstrations, style=self._style, size=self._size,
+            max_new_tokens=self._max_new_tokens, context=context,
         )  # fmt: skip
 
     def find(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> Found:
@@ -187,7 +196,7 @@ class RecordTagger:
             for part in found:
                 own |= _spans(next(parsed), part, counts)
             spans.append(tuple(sorted(own)))
-        read = sum(map(len, prompt_tokens(tokenizer, [prompts.prompt(part) for part in flat])))
+        read = sum(map(len, prompts.layout.tokens(tokenizer, [prompts.prompt(part) for part in flat])))
         read += sum(map(len, prompt_tokens(tokenizer, answers)))
         return Found(spans, windowed=sum(len(found) > 1 for found in parts), tokens=read, counts=counts)
 

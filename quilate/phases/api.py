@@ -22,6 +22,7 @@ from quilate.phases.prompting import (
     Trial,
     arranged_of,
     choose_on_dev,
+    nearest_of,
     report_of,
     show,
     template_of,
@@ -182,8 +183,8 @@ def _run(context: StageContext[ApiConfig]) -> StageReport:
         return _ask_labels(context, task, model, where)
     arranged = arranged_of(config, task.train, context.seed)
     _scorer_of(config, task, arranged, model).save(context.folder / "scorer")
-    shown = [item.id for item in arranged]
-    return StageReport(facts={"train_rows": len(shown), "demonstrations": shown, "endpoint": where, "money": 0.0})
+    shown = [] if nearest_of(config) is not None else [item.id for item in arranged]
+    return StageReport(facts={"train_rows": len(arranged), "demonstrations": shown, "endpoint": where, "money": 0.0})
 
 
 def _ask_labels(
@@ -213,14 +214,17 @@ def _scorer_of(
 
     def said(template: PromptTemplate, form: str) -> dict[str, Any]:
         wanted = FORMS[form].get(task.config.language, FORMS[form]["en"])
-        instruction = "\n".join(filter(None, [template.instruction, wanted])) if config.instruction else ""
+        instruction = "\n".join(filter(None, [template.instruction if config.instruction else "", wanted]))
         return {"template": template.source, "instruction": instruction, "model": model}
 
+    near = nearest_of(config)
     match task:
         case ChoiceTask():
             form: AnswerForm = "text" if config.answer == "text" else "letter"
             options = [(item, item.right) for item in arranged if isinstance(item, ChoiceItem)]
-            return ApiChoiceScorer(form=form, demonstrations=options, **said(task.config.prompt_template(form), form))
+            return ApiChoiceScorer(
+                form=form, demonstrations=options, nearest=near, **said(task.config.prompt_template(form), form)
+            )
         case ExtractionTask():
             labels = task.trained_labels
             solved = [(i.text, written(i.text, i.spans)) for i in arranged if isinstance(i, Document)]
@@ -231,7 +235,7 @@ def _scorer_of(
             pairs = [(i.text, i.context, i.right_answers[0]) for i in arranged if isinstance(i, AskedItem)]
             extractive = task.config.extractive
             asked = said(task.config.prompt_template(), "stretch" if extractive else "line")
-            return ApiAnswerWriter(extractive=extractive, demonstrations=pairs, **asked)
+            return ApiAnswerWriter(extractive=extractive, demonstrations=pairs, nearest=near, **asked)
     raise AssertionError(f"no such kind of task: {task.config.kind}")  # a recipe with another kind is refused
 
 
@@ -248,4 +252,4 @@ def _shown(config: ApiConfig, task: ClassificationTask, trial: Trial, seed: int)
     return show(config, task, trial, seed=seed, embed=unused, fitting=len)
 
 
-API = StageKind("api", 2, ApiConfig, _run)
+API = StageKind("api", 3, ApiConfig, _run)

@@ -24,6 +24,7 @@ from quilate.phases.prompting import (
     Trial,
     arranged_of,
     choose_on_dev,
+    nearest_of,
     report_of,
     show,
     template_of,
@@ -33,6 +34,7 @@ from quilate.phases.stage import StageContext, StageKind, StageReport, model_of
 from quilate.tasks.classification import ClassificationTask
 from quilate.tasks.extraction import Document, ExtractionTask
 from quilate.tasks.kinds import load_task
+from quilate.tasks.labels import Item
 from quilate.tasks.multiple_choice import AnswerForm, ChoiceItem, ChoiceTask
 from quilate.tasks.question_answering import AskedItem, QuestionTask
 from quilate.tasks.records import written
@@ -136,11 +138,13 @@ def _ask_choices(context: StageContext[IclConfig], task: ChoiceTask, model: Path
         template=template.source,
         instruction=template.instruction if config.instruction else "",
         demonstrations=[(item, item.right) for item in arranged if isinstance(item, ChoiceItem)],
+        nearest=nearest_of(config),
+        style=config.format,
         normalization=config.normalization,
         precision=config.precision,
     )
     scorer.save(context.folder / "scorer")
-    return StageReport(facts={"train_rows": len(arranged), "demonstrations": [item.id for item in arranged]})
+    return _shown_report(config, arranged)
 
 
 def _ask_records(context: StageContext[IclConfig], task: ExtractionTask, model: Path) -> StageReport:
@@ -154,12 +158,13 @@ def _ask_records(context: StageContext[IclConfig], task: ExtractionTask, model: 
         template=template.source,
         instruction=template.instruction if config.instruction else "",
         demonstrations=[(item.text, written(item.text, item.spans)) for item in arranged if isinstance(item, Document)],
+        style=config.format,
         max_item_tokens=config.max_item_tokens,
         max_new_tokens=config.max_new_tokens,
         precision=config.precision,
     )
     scorer.save(context.folder / "scorer")
-    return StageReport(facts={"train_rows": len(arranged), "demonstrations": [item.id for item in arranged]})
+    return _shown_report(config, arranged)
 
 
 def _ask_questions(context: StageContext[IclConfig], task: QuestionTask, model: Path) -> StageReport:
@@ -172,12 +177,19 @@ def _ask_questions(context: StageContext[IclConfig], task: QuestionTask, model: 
         template=template.source,
         instruction=template.instruction if config.instruction else "",
         demonstrations=[(item.text, item.context, item.right_answers[0]) for item in arranged],
+        nearest=nearest_of(config),
+        style=config.format,
         extractive=task.config.extractive,
         max_new_tokens=config.max_new_tokens,
         precision=config.precision,
     )
     scorer.save(context.folder / "scorer")
-    return StageReport(facts={"train_rows": len(arranged), "demonstrations": [item.id for item in arranged]})
+    return _shown_report(config, arranged)
+
+
+def _shown_report(config: IclConfig, arranged: Sequence[Item]) -> StageReport:
+    named = [] if config.demonstrations == "nearest" else [item.id for item in arranged]
+    return StageReport(facts={"train_rows": len(arranged), "demonstrations": named})
 
 
 def _fitting(

@@ -141,17 +141,32 @@ def template_of(config: PromptingConfig, task: ClassificationTask, trial: Trial)
 
 
 def arranged_of(config: PromptingConfig, train: Sequence[Item], seed: int) -> list[Item]:
-    """The demonstrations of a prompt that is the same for all items, in the order in which they are read."""
+    """The demonstrations of a prompt that is the same for all items, in the order in which they are read; of `nearest`
+    all training items, for each item finds its own among them."""
     assert isinstance(config.shots, int)  # a recipe that says otherwise is refused
     match config.demonstrations:
+        case "nearest":
+            return list(train) if config.shots else []
+        case "diverse":
+            texts = [item.text for item in train]
+            ranked = demonstrations.diverse(train, _tfidf(texts), config.shots, seed=seed)
         case "fixed":
             ranked = demonstrations.named(train, config.rows)[: config.shots]
         case "random":
             ranked = demonstrations.uniform(train, config.shots, seed=seed)
-        case _:
+        case "balanced":
             ranked = demonstrations.balanced(train, config.shots, per_class=False, seed=seed)
     rng = numpy_stream(seed, "order", 0)
     return demonstrations.arrange(ranked, config.reading_order(), label=lambda item: item.label, rng=rng)
+
+
+def nearest_of(config: PromptingConfig) -> int | None:
+    """How many of the demonstrations each item is shown; None if all."""
+    return config.shots if config.demonstrations == "nearest" and isinstance(config.shots, int) else None
+
+
+def _tfidf(texts: Sequence[str]) -> demonstrations.Matrix:
+    return demonstrations.tfidf_embedder(texts)(texts)
 
 
 def show(
@@ -198,7 +213,7 @@ def _ranked(
         case "diverse":
             texts = [item.text for item in task.train]
             if config.similarity == "tfidf":
-                vectors = demonstrations.tfidf_embedder(texts)(texts)
+                vectors = _tfidf(texts)
             else:
                 hidden = np.asarray(embed(texts))
                 vectors = demonstrations.centred(hidden, hidden.mean(axis=0))

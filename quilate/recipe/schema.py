@@ -108,8 +108,8 @@ def misfit(kind: str, arm: ArmConfig) -> str | None:
             return f"`answers: {arm.answers}` is for labels: entities and answers in words are read from the text"
         case IclConfig() if kind == "extraction" and arm.answer != "records":
             return "a prompt solves extraction with `answer: records` only"
-        case ApiConfig() | IclConfig() if kind != "classification" and _for_classes_only(arm):
-            return f"`{_for_classes_only(arm)[0]}` goes with classification only, as it is set here"
+        case ApiConfig() | IclConfig() if kind != "classification" and _for_classes_only(arm, kind):
+            return f"`{_for_classes_only(arm, kind)[0]}` does not go with {kind}, as it is set here"
         case FinetuneConfig() if arm.method in NOT_TUNED_BY.get(kind, ()):
             return f"`method: {arm.method}` does not solve {kind}: use `full`, `lora`, `adapter` or `last_layers`"
         case FinetuneConfig(quantize=str()) if kind in ("extraction", "multi_label") and arm.answer != "records":
@@ -125,17 +125,19 @@ def misfit(kind: str, arm: ArmConfig) -> str | None:
     return None
 
 
-def _for_classes_only(arm: ApiConfig | IclConfig) -> list[str]:
-    """The settings of a prompted arm that only classification knows."""
+def _for_classes_only(arm: ApiConfig | IclConfig, kind: str) -> list[str]:
+    """The settings of a prompted arm that do not go with a task of this kind, which has no labels of its own."""
+    near = arm.demonstrations == "nearest"
     used = {
         "per_class": arm.per_class,
         "shots": not isinstance(arm.shots, int),
-        "demonstrations": arm.demonstrations in ("nearest", "diverse"),
+        "demonstrations": near and kind == "extraction",
+        "similarity": arm.similarity == "embedding",
+        "order": near and arm.reading_order() != "nearest_last",
         "permutations": arm.permutations > 1,
         "templates": bool(arm.templates),
+        "calibration": isinstance(arm, IclConfig) and arm.calibration != "none",
     }
-    if isinstance(arm, IclConfig):
-        used |= {"format": arm.format != "plain", "calibration": arm.calibration != "none"}
     return [key for key, value in used.items() if value]
 
 

@@ -47,12 +47,12 @@ def samples_csv(stage: str, log: Sequence[Mapping[str, Any]]) -> bytes:
     """One completion an iteration of training from rewards, with its score: how the policy changed, in its own words.
 
     Args:
-        log: the rows of the stage's `rollouts.jsonl`.
+        log: the rows of the stage's `rollouts.jsonl`; those of older runs have no sample, and are left out.
 
     Returns:
         As `errors_csv`.
     """
-    told = ((row["iteration"], row["sample"]) for row in log)
+    told = ((row["iteration"], row["sample"]) for row in log if "sample" in row)
     rows = [[stage, n, round(said["score"], 4), said["prompt"], said["completion"]] for n, said in told]
     return _csv(SAMPLE_COLUMNS, rows)
 

@@ -46,14 +46,14 @@ def parse_records(answer: str) -> Parsed:
         return Parsed(_records(json.loads(answer)), cut=False, valid=True)
     except TypeError:
         return Parsed([], cut=False, valid=False)
-    except ValueError:  # no whole JSON
+    except (ValueError, RecursionError):  # no whole JSON
         pass
     for end in reversed([match.end() for match in re.finditer("}", answer)]):
         try:
             return Parsed(_records(json.loads(f"{answer[:end]}]")), cut=True, valid=True)
         except TypeError:
             return Parsed([], cut=True, valid=False)
-        except ValueError:  # that brace stands in a text
+        except (ValueError, RecursionError):  # that brace stands in a text
             continue
     return Parsed([], cut=True, valid="[".startswith(answer[:1]))
 
@@ -102,25 +102,25 @@ def _next(record: Record, text: str, start: int, taken: set[Span]) -> Span | Non
     return None
 
 
-def record_grammar(labels: Sequence[str], text: str) -> str:
-    """The grammar (Lark, as llguidance reads it) of all answers about a document: a list of records whose labels are
-    the task's and whose texts stand in the document, word by word."""
+def record_grammar(labels: Sequence[str], text: str, *, start: str = " ") -> str:
+    """The grammar (Lark, as llguidance reads it) of all answers about a document: after `start` a list of records whose
+    labels are the task's and whose texts stand in the document, word by word."""
     pieces = [json.dumps(piece, ensure_ascii=False)[1:-1] for piece in _PIECE.findall(text)]
     choices = " | ".join(_quoted(json.dumps(label, ensure_ascii=False)) for label in labels)
     opening, middle, closing = map(_quoted, ('{"label": ', ', "text": "', '"}'))
     chunks = json.dumps({"substring_chunks": pieces}, ensure_ascii=False)
     return (
-        'start: " [" (record (", " record)*)? "]"\n'
+        f'start: {_quoted(start + "[")} (record (", " record)*)? "]"\n'
         f"record: {opening} LABEL {middle} TEXT {closing}\n"
         f"LABEL: {choices}\n"
         f"TEXT: %regex {chunks}\n"
     )
 
 
-def stretch_grammar(text: str) -> str:
-    """The grammar of one stretch of a text, word by word, after a space."""
+def stretch_grammar(text: str, *, start: str = " ") -> str:
+    """The grammar of one stretch of a text, word by word, after `start`."""
     chunks = json.dumps({"substring_chunks": _PIECE.findall(text)}, ensure_ascii=False)
-    return f'start: " " TEXT\nTEXT: %regex {chunks}\n'
+    return f"start: {_quoted(start) if start else ''} TEXT\nTEXT: %regex {chunks}\n"
 
 
 def _quoted(literal: str) -> str:

@@ -84,7 +84,9 @@ def test_what_does_not_fit_is_the_question_and_not_its_demonstrations(llama_dire
     writer = AnswerWriter(llama_directory, demonstrations=shown, max_new_tokens=8, **settings)
     questions = [Posed("¿Dónde?", "Fue en León. " * 40), Posed("¿Dónde?", "Fue en León.")]
     tokenizer = tiny_tokenizer()
-    long, short = writer._fitting(tokenizer, questions, 200)
+    layout = writer._layout(tokenizer)
+    prompts, _ = writer._prompts(layout, tokenizer, questions, 200)
+    long, short = writer._fitting(layout, tokenizer, prompts, 200)
     head = tokenizer(writer.prompts(questions)[0].partition("Fue en León.")[0]).input_ids[:-1]
     for tokens, _ in (long, short):
         assert tokens[: len(head)] == head and len(tokens) <= 200
