@@ -101,9 +101,9 @@ def letter_named(options: Sequence[str]) -> Named:
 
 
 # Single capitals that are also words, in Spanish or English: they need more around them to be an option's letter.
-_WORDS = "AEIOUY"
+_WORDS, _OTHERS = "AEIOUY", "B-DF-HJ-NP-TV-XZ"
 _SURE = r"(?=[ \t]*(?:[^\w\s]|\n|\Z)|\s+(?:es|is|porque|because|ya)\b)"
-_ALONE = re.compile(rf"(?<!\w)(?:([{_WORDS}])(?!\w){_SURE}|([B-Z])(?!\w))")
+_ALONE = re.compile(rf"(?<!\w)(?:([{_WORDS}])(?!\w){_SURE}|([{_OTHERS}])(?!\w))")
 _CUE = re.compile(
     r"(?:respuesta|opci[oó]n|alternativa|letra|correcta|answer|option|letter|correct)[\s\W_]{1,4}"
     r"(?:(?:respuesta|opci[oó]n|letra|correcta|final|es|la|answer|option|letter|correct|is|the)[\s\W_]{1,4})*"

@@ -141,6 +141,7 @@ GERMS = ("E. coli", "S. aureus", "C. difficile", "Vitamina A", "A y B")
         (GERMS, "Correct answer: B\n\nExplanation: A. is wrong", 1),
         (GERMS, "The correct answer is **B) S. aureus**.\n\nA) E. coli lowers", 1),
         (GERMS, "B\xa0", 1),
+        (GERMS, "Se aísla E de un cultivo: la C.", 2),
     ],
 )
 def test_letters_among_options_full_of_letters(options: tuple[str, ...], text: str, place: int | None) -> None:
