@@ -174,9 +174,17 @@ def _mean(cells: Sequence[Cell], key: str) -> float | None:
 LINES = (
     ("majority", "gray", ":"),
     ("tfidf", "tab:green", "--"),
+    ("frozen", "tab:purple", "--"),
     ("lora", "tab:red", "-."),
     ("lora-16", "tab:orange", "-."),
 )
+
+NAMES = {
+    "tfidf": "TF-IDF, 2,000 rows",
+    "frozen": "head, 2,000 rows",
+    "lora": "LoRA, 2,000 rows",
+    "lora-16": "LoRA, 16 rows",
+}
 
 
 def draw(recipe: Recipe, found: Mapping[str, Sequence[Cell]], path: Path) -> None:
@@ -194,8 +202,7 @@ def draw(recipe: Recipe, found: Mapping[str, Sequence[Cell]], path: Path) -> Non
                 panel.plot([place] * len(one.known), one.known, "o", color="tab:blue", markersize=3)
             for arm, colour, style in LINES:
                 if trained := _scores(recipe, found, run, arm):
-                    label = {"tfidf": "TF-IDF, 2,000 rows", "lora": "LoRA, 2,000 rows", "lora-16": "LoRA, 16 rows"}
-                    panel.axhline(trained.mean, color=colour, linestyle=style, label=trained.named(label.get(arm, arm)))
+                    panel.axhline(trained.mean, color=colour, linestyle=style, label=trained.named(NAMES.get(arm, arm)))
             part = "\n(seeds run, of those planned)" if any(one.of for _, one in there) else ""
             panel.set(title=run, xticks=range(len(SHOTS)), xticklabels=list(map(_tick, SHOTS, scores)))
             panel.set(xlabel=f"examples{part}")
