@@ -26,8 +26,9 @@ from quilate.phases.evaluate import EVALUATE, EvaluateConfig, read_probabilities
 from quilate.phases.examples import choice_examples
 from quilate.phases.finetune import FINETUNE, FinetuneConfig
 from quilate.phases.icl import ICL, IclConfig
+from quilate.phases.prompting import arranged_of, nearest_of
 from quilate.recipe.schema import Recipe
-from quilate.tasks.multiple_choice import ChoiceTask, MultipleChoiceConfig
+from quilate.tasks.multiple_choice import ChoiceItem, ChoiceTask, MultipleChoiceConfig
 from quilate.tasks.prepare import prepare
 
 QUESTIONS = [
@@ -213,3 +214,13 @@ def test_a_task_without_a_kind_is_classification_and_errors_name_no_kind() -> No
         recipe({"kind": "baseline", "method": "tfidf"}, {"labell": "l"})
     with pytest.raises(ConfigError, match=r"t: task: text: name a column"):
         recipe({"kind": "baseline", "method": "gazetteer"}, SPANS | {"text": "{{ q }}"})
+
+
+def test_diverse_examples_cover_the_questions_and_near_ones_are_all_given() -> None:
+    """One question a cluster; where each item finds its own, every training question is handed over."""
+    texts = ["fémur roto ayer", "fémur roto hoy", "glucosa alta ayer", "glucosa alta hoy"]
+    train = [ChoiceItem(f"all:{n}", text, "A", str(n), ("sí", "no")) for n, text in enumerate(texts)]
+    diverse = validate(IclConfig, {"kind": "icl", "shots": 2, "demonstrations": "diverse"}, source="t")
+    assert {item.text.split()[0] for item in arranged_of(diverse, train, 0)} == {"fémur", "glucosa"}
+    near = validate(IclConfig, {"kind": "icl", "shots": 2, "demonstrations": "nearest"}, source="t")
+    assert arranged_of(near, train, 0) == train and (nearest_of(near), nearest_of(diverse)) == (2, None)
