@@ -75,7 +75,7 @@ def test_options_are_as_likely_as_at_home(
 
 
 def test_letters_are_read_from_words(server: ModelServer, tmp_path: Path) -> None:
-    says(server, "A", "La respuesta correcta es **B**.", "Ni idea")
+    says(server, "A", "La respuesta correcta es **B**, y no a mano.", "Ni idea")
     asked = model(server, tmp_path, endpoint="chat")
     asked.endpoint = Endpoint(server.url, concurrency=1)
     scorer = ApiChoiceScorer(form="letter", template=TEMPLATES["letter"], instruction="Elige.", model=asked)
@@ -83,6 +83,8 @@ def test_letters_are_read_from_words(server: ModelServer, tmp_path: Path) -> Non
     assert found.scores.argmax(axis=1).tolist()[:2] == [0, 1]
     assert np.isneginf(found.scores[1, 2:]).all() and np.ptp(found.scores[2]) == 0
     assert found.counts["answers that name no label"] == 1
+    in_words = scorer._question(QUESTIONS[0], [])
+    assert in_words.named("El glucagón", in_words.answers) == 1  # a letter is asked for, and its option will do
     assert server.asked[0]["messages"][0] == {"role": "system", "content": "Elige."}
     assert server.asked[0]["messages"][1]["content"].endswith("C) Cortisol\nRespuesta:")
 
@@ -176,6 +178,7 @@ def test_the_letter_that_was_written_is_the_one_that_counts(text: str, steps: An
         ('Entidades [P, L]:\n[{"label": "P", "text": "Ana"}]', ["Ana"], 0, True),
         ('{"entities": []}', [], 0, True),
         ("[]", [], 0, True),
+        ('[{"label": "P", "text": "Ana"}] y de fechas [].', ["Ana"], 0, True),  # the last that holds something
         (
             '[{"label": "L", "text": "Ávila [sic]"}, {"label": "P", "text": "Eva"}, {"label": "P", "te',
             ["Ávila [sic]", "Eva"],
@@ -228,6 +231,9 @@ def test_a_completion_in_words_ends_with_its_paragraph(server: ModelServer, tmp_
     scorer = ApiChoiceScorer(form="text", demonstrations=shown, **keys)
     posed = scorer._question(QUESTIONS[0], []).posed
     assert asked.request(posed, stops=True).body["stop"] == ["\n\n"] and "stop" not in asked.request(posed).body
+    both = ApiChoiceScorer(form="text", demonstrations=shown, **(keys | {"nearest": 2}))
+    both.score(QUESTIONS[:1])
+    assert server.asked.pop()["prompt"].index("riñones") < 50  # the most alike stands right before the question
     scorer.score(QUESTIONS[:1])
     assert "¿Qué hormona sube?" in server.asked[0]["prompt"] and "riñones" not in server.asked[0]["prompt"]
     scorer.model = model(server, tmp_path, answers="likelihood")
