@@ -2,7 +2,7 @@
 
 It tokenizes, renders and computes with plain `transformers` and counts what it was asked. `faults` are statuses or
 names of misbehaviours, one a request, taken in order before any real answer: 429, 500, "malformed", "no choices",
-"cut", "slow", "no usage".
+"cut", "slow", "no usage", "held" (answered once `release` is set).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class ModelServer(ThreadingHTTPServer):
         self.keys: list[str | None] = []
         self.read = self.written = self.flying = self.most_flying = 0
         self.lock = threading.Lock()
+        self.release = threading.Event()
 
     @property
     def url(self) -> str:
@@ -133,6 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(fault, f'{{"error": {json.dumps(str(body))}}}'.encode())
         if fault == "slow":
             time.sleep(2.5)
+        if fault == "held":
+            self.server.release.wait(60.0)
         if fault == "malformed":
             return self._send(200, b'{"choices": [')
         if fault == "no choices":
