@@ -3,58 +3,48 @@ the seed, the template and the order of the examples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quilate.evaluation import metrics
 from quilate.evaluation.schema import Notice, ShotsEvidence
-from quilate.evaluation.statistics import bootstrap
-from quilate.tasks.task import LabelMetric
+from quilate.evaluation.statistics import Array, resample
 
 Shots = int | Literal["fit"]
 
 
 @dataclass(frozen=True)
 class TriedPrompt:
-    """One way of prompting: its number of shots and what it scored every label of every dev item, [items, labels]."""
+    """One way of prompting: its number of shots, and its answers to the dev items as (items, features)."""
 
     shots: Shots
-    scores: NDArray[np.floating]
+    features: NDArray[np.float32]
 
 
 def shots_curve(
     tried: Sequence[TriedPrompt],
-    gold: NDArray[np.integer],
-    labels: int,
+    score: Callable[[Array], Array],
     groups: Sequence[str] | None,
     *,
-    metric: LabelMetric,
     resamples: int,
 ) -> list[ShotsEvidence]:
     """The curve of one arm, fewest shots first.
 
     Args:
         tried: of all seeds.
-        gold: (items,) label indices of the dev items; groups: their clusters, or None.
+        score: summed features (..., features) to scores (...).
+        groups: the clusters of the dev items, or None.
     """
     numbers = sorted({t.shots for t in tried}, key=lambda n: (n == "fit", 0 if n == "fit" else n))
-    probabilities = [[metrics.with_temperature(t.scores, 1.0) for t in tried if t.shots == n] for n in numbers]
-    draws = bootstrap(
-        gold,
-        [[metrics.predictions(p) for p in runs] for runs in probabilities],
-        labels,
-        metric=metric,
-        groups=groups,
-        resamples=resamples,
-    )
+    runs = [[t.features for t in tried if t.shots == n] for n in numbers]
+    draws = resample(runs, score, groups=groups, resamples=resamples)
     curve = []
-    for index, (shots, runs) in enumerate(zip(numbers, probabilities, strict=True)):
+    for index, (shots, own) in enumerate(zip(numbers, runs, strict=True)):
         interval = draws.score(index)
-        scores = [getattr(metrics, metric)(gold, p) for p in runs]
+        scores = [float(score(features.sum(axis=0, dtype=np.float64))) for features in own]
         curve.append(
             ShotsEvidence(
                 shots=shots,
@@ -63,8 +53,8 @@ def shots_curve(
                 interval_over=interval.over,
                 lowest=min(scores),
                 highest=max(scores),
-                runs=len(runs),
-                items=len(gold),
+                runs=len(own),
+                items=draws.items,
             )
         )
     return curve

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -100,6 +101,16 @@ class AnswerWriter:
         self._extractive, self._max_new_tokens, self._precision = extractive, max_new_tokens, precision
         self._loaded: tuple[PreTrainedTokenizerBase, Generator, int] | None = None
 
+    def with_prompt(
+        self, *, template: str, demonstrations: Sequence[tuple[str, str, str]], nearest: int | None = None
+    ) -> AnswerWriter:
+        """The same model, loaded once, asked with another prompt."""
+        other = copy(self)
+        other._template = self._template.with_source(template, instruction=self._template.instruction)
+        other._demonstrations, other._nearest = list(demonstrations), nearest
+        other._settings = self._settings | {"template": template, "nearest": nearest}
+        return other
+
     def prompts(self, questions: Sequence[Asked]) -> list[str]:
         """The whole prompt of each question, as the model sees it."""
         from quilate.models.load import context_of_directory, load_tokenizer
@@ -128,7 +139,8 @@ class AnswerWriter:
             nearest_that_fit(layout, tokenizer, list(map(self._solved, own)), question, room)
             for own, question in zip(near, asked, strict=True)
         ]
-        return [prompt for prompt, _ in found], sum(fewer for _, fewer in found)
+        prompts = [layout.write(own, question) for own, question in zip(found, asked, strict=True)]
+        return prompts, sum(len(kept) < len(own) for kept, own in zip(found, near, strict=True))
 
     def _solved(self, shown: tuple[str, str, str]) -> tuple[str, str]:
         text, context, answer = shown
@@ -155,7 +167,7 @@ class AnswerWriter:
             MachineError, ModelError: see `GrammarTokens`.
             DataError: an answer, or a question after the demonstrations, has no room in the model's context.
         """
-        tokenizer, generator, vocabulary = self._load()
+        tokenizer, generator, vocabulary = self.loaded()
         layout, room = self._layout(tokenizer), self._room(generator.context)
         prompts, fewer = self._prompts(layout, tokenizer, questions, room)
         cut = self._fitting(layout, tokenizer, prompts, room)
@@ -197,7 +209,8 @@ class AnswerWriter:
             cut.append((tokens[:before] + kept, was_cut))
         return cut
 
-    def _load(self) -> tuple[PreTrainedTokenizerBase, Generator, int]:
+    def loaded(self) -> tuple[PreTrainedTokenizerBase, Generator, int]:
+        """The tokenizer, the model and the size of its vocabulary, loaded when they are first needed."""
         # Here, not above: transformers takes seconds to import, and a scorer may be loaded and not asked.
         from quilate.inference.generation import Generator
         from quilate.models.load import load_causal, load_tokenizer

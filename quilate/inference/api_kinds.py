@@ -95,6 +95,7 @@ class ApiTagger:
 
     Args:
         labels: those that records may have.
+        nearest: see `ApiChoiceScorer`.
         template, instruction, demonstrations: see `RecordTagger`.
     """
 
@@ -106,15 +107,21 @@ class ApiTagger:
         instruction: str,
         model: ApiModel,
         demonstrations: Sequence[tuple[str, str]] = (),
+        nearest: int | None = None,
     ) -> None:
-        self.labels, self.model = labels, model
+        self.labels, self.model, self._nearest = labels, model, nearest
         self.template = PromptTemplate(template, instruction=instruction, verbalizers=labels)
         self.demonstrations = [(text, answer) for text, answer in demonstrations]
 
     def find(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> Found:
-        solved = [(self.template.prompt(text), answer) for text, answer in self.demonstrations]
         with_words = [text for text in texts if text.strip()]
-        posed = [Posed.of(self.template, solved, self.template.prompt(text)) for text in with_words]
+        near = _before(self.demonstrations, lambda d: d[0], with_words, self._nearest)
+        posed = [
+            Posed.of(
+                self.template, [(self.template.prompt(t), answer) for t, answer in own], self.template.prompt(text)
+            )
+            for own, text in zip(near, with_words, strict=True)
+        ]
         responses = self.model.ask(posed, on_progress, stops=True)
         counts = dict.fromkeys(BEFALLEN, 0)
         answers = iter(responses)
@@ -137,13 +144,14 @@ class ApiTagger:
         make_folder(folder)
         saved: dict[str, Any] = {"kind": "api records", "labels": self.labels, "template": self.template.source}
         saved |= {"instruction": self.template.instruction, "demonstrations": self.demonstrations}
+        saved["nearest"] = self._nearest
         write_json(folder / "scorer.json", saved | self.model.saved(folder))
 
     @classmethod
     def load(cls, folder: Path, saved: Mapping[str, Any]) -> ApiTagger:
         shown = [(text, answer) for text, answer in saved["demonstrations"]]
-        template, instruction, model = saved["template"], saved["instruction"], ApiModel.load(folder, saved)
-        return cls(saved["labels"], template=template, instruction=instruction, model=model, demonstrations=shown)
+        fields = {key: saved[key] for key in ("template", "instruction")} | {"nearest": saved.get("nearest")}
+        return cls(saved["labels"], model=ApiModel.load(folder, saved), demonstrations=shown, **fields)
 
 
 class ApiAnswerWriter:

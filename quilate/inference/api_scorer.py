@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,16 +124,6 @@ class ApiScorer:
         self.template = PromptTemplate(template, instruction=instruction, verbalizers=verbalizers)
         self.demonstrations, self.pool = [(t, v) for t, v in demonstrations], pool
         self.model = model
-
-    def with_prompt(
-        self, *, template: str, demonstrations: Sequence[Demonstration], pool: Pool | None = None
-    ) -> ApiScorer:
-        """The same endpoint, asked with another prompt."""
-        other = copy(self)
-        instruction = self.template.instruction
-        other.template = PromptTemplate(template, instruction=instruction, verbalizers=self.verbalizers)
-        other.demonstrations, other.pool = list(demonstrations), pool
-        return other
 
     def score(
         self, texts: Sequence[str], on_progress: Callable[[int, int], None] = lambda done, total: None

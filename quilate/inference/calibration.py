@@ -22,20 +22,29 @@ def contextual(scores: Floats, content_free: Floats) -> NDArray[np.float64]:
     softmax(result) is W p, renormalized, with W = diag(p_cf)^-1 and p_cf the mean of the content-free distributions.
 
     Args:
-        scores: [I, L]; content_free: [C, L], the same for all items, or [I, C, L].
+        scores: [I, L], -inf where an item has no such answer; content_free: [C, L], the same for all items, or
+            [I, C, L].
     """
-    mean = _softmax(content_free).mean(axis=-2)
-    result: NDArray[np.float64] = np.asarray(scores, dtype=np.float64) - np.log(mean)
-    return result
+    with np.errstate(divide="ignore"):
+        mean = np.log(_softmax(content_free).mean(axis=-2))
+    return _less(scores, mean)
 
 
 def domain_pmi(scores: Floats, unconditional: Floats) -> NDArray[np.float64]:
     """PMI_DC (Holtzman et al. 2021, section 3): log P(y | x) - log P(y | domain premise).
 
     Args:
-        scores: [I, L]; unconditional: [L], the labels' scores after the premise alone.
+        scores: [I, L], -inf where an item has no such answer; unconditional: [L] or [I, L], the answers' scores after
+            the premise alone.
     """
-    result: NDArray[np.float64] = np.asarray(scores, dtype=np.float64) - unconditional
+    return _less(scores, unconditional)
+
+
+def _less(scores: Floats, prior: Floats) -> NDArray[np.float64]:
+    """The difference; an answer that an item does not have stays at -inf."""
+    whole = np.asarray(scores, dtype=np.float64)
+    result: NDArray[np.float64] = np.full(whole.shape, -np.inf)
+    np.subtract(whole, prior, out=result, where=np.isfinite(whole))
     return result
 
 

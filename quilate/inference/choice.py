@@ -6,6 +6,7 @@ Shapes: A is the number of options of the longest question asked; shorter ones h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,8 +15,9 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from quilate.files import make_folder, write_json
+from quilate.inference.calibration import CONTENT_FREE, Calibration, contextual, domain_pmi
 from quilate.inference.demonstrations import nearest_to
-from quilate.inference.prompts import Format, Layout, Prompt, layout_of
+from quilate.inference.prompts import Demonstration, Format, Layout, Prompt, closing_words, layout_of
 from quilate.inference.scorer import ProgressCallback, TfidfScorer, movable, silent
 from quilate.inference.scores import LabelScores, Normalization, by_characters
 from quilate.models.precision import Precision, compute_dtype
@@ -148,6 +150,9 @@ class ChoicePromptScorer:
         nearest: show each question so many of the demonstrations, those most like it, and fewer where they do not fit.
         style: plain text, or a conversation through the model's chat template.
         normalization, max_prompt_tokens: see `score_answers`.
+        calibration: see quilate.inference.calibration. An empty question keeps its options where the model is asked for
+            their texts, whose own likelihoods are what is taken off; where it is asked for letters they are empty too.
+        domain_prompt: the premise of `domain_pmi`; the template's closing words if empty.
     """
 
     def __init__(
@@ -161,6 +166,8 @@ class ChoicePromptScorer:
         nearest: int | None = None,
         style: Format = "plain",
         normalization: Normalization = "mean",
+        calibration: Calibration = "none",
+        domain_prompt: str = "",
         max_prompt_tokens: int | None = None,
         precision: Precision = "auto",
     ) -> None:
@@ -174,16 +181,40 @@ class ChoicePromptScorer:
             "nearest": nearest,
             "style": style,
             "normalization": normalization,
+            "calibration": calibration,
+            "domain_prompt": domain_prompt,
             "max_prompt_tokens": max_prompt_tokens,
             "precision": precision,
         }
         self.normalization, self._max_prompt_tokens = normalization, max_prompt_tokens
+        self.calibration, self._domain_prompt = calibration, domain_prompt
         self._precision = precision
         self._loaded: LoadedModel | None = None
 
+    def with_prompt(
+        self, *, template: str, demonstrations: Sequence[tuple[Asked, int]], nearest: int | None = None
+    ) -> ChoicePromptScorer:
+        """The same model, loaded once, asked with another prompt."""
+        other = copy(self)
+        other.template = self.template.with_source(template, instruction=self.template.instruction)
+        other.demonstrations, other._nearest = list(demonstrations), nearest
+        other._settings = self._settings | {"template": template, "nearest": nearest}
+        return other
+
+    def loaded(self) -> LoadedModel:
+        """The model, loaded when it is first needed."""
+        # Here, not above: transformers takes seconds to import, and the other scorers do without it.
+        from quilate.inference.prompting import LoadedModel
+
+        if self._loaded is None:
+            self._loaded = LoadedModel.of(self.model_path, compute_dtype(self._precision))
+        return self._loaded
+
     def prompts(self, questions: Sequence[Asked]) -> list[str]:
         """The whole prompt of each question, as the model sees it."""
-        return [str(prompt) for prompt in self._prompts(self._layout(), questions)[0]]
+        layout = self._layout()
+        before = self._before(layout, questions)[0]
+        return [str(layout.write(own, self._shown(q))) for own, q in zip(before, questions, strict=True)]
 
     def _layout(self) -> Layout:
         from quilate.models.load import load_tokenizer
@@ -191,12 +222,10 @@ class ChoicePromptScorer:
         tokenizer = load_tokenizer(self.model_path) if self.style == "chat" else None
         return layout_of(self.template, self.style, tokenizer, model=self.model_path.name)
 
-    def _prompts(self, layout: Layout, questions: Sequence[Asked]) -> tuple[list[Prompt], int]:
-        """The prompts, and how many show fewer demonstrations than were asked for."""
-        asked = [self._shown(question) for question in questions]
+    def _before(self, layout: Layout, questions: Sequence[Asked]) -> tuple[list[list[Demonstration]], int]:
+        """What stands solved before each question, and how many have fewer than were asked for."""
         if self._nearest is None:
-            solved = [self._solved(*shown) for shown in self.demonstrations]
-            return [layout.write(solved, question) for question in asked], 0
+            return [[self._solved(*shown) for shown in self.demonstrations]] * len(questions), 0
         from quilate.inference.prompting import nearest_that_fit
         from quilate.models.load import context_of_directory, load_tokenizer
         from quilate.tokenization.segments import answer_tokens
@@ -204,32 +233,68 @@ class ChoicePromptScorer:
         tokenizer, context = load_tokenizer(self.model_path), context_of_directory(self.model_path)
         near = nearest_to(self.demonstrations, lambda d: d[0].text, [q.text for q in questions], self._nearest)
         found = []
-        for question, text, own in zip(questions, asked, near, strict=True):
+        for question, own in zip(questions, near, strict=True):
             longest = max(map(len, answer_tokens(tokenizer, said_answers(question, self.form))))
             solved = [self._solved(*shown) for shown in own]
-            found.append(nearest_that_fit(layout, tokenizer, solved, text, context - longest))
-        return [prompt for prompt, _ in found], sum(fewer for _, fewer in found)
+            found.append(nearest_that_fit(layout, tokenizer, solved, self._shown(question), context - longest))
+        return found, sum(len(kept) < len(own) for kept, own in zip(found, near, strict=True))
 
     def _shown(self, question: Asked) -> str:
         return self.template.prompt(question.text, shown_options(question, self.form))
 
-    def _solved(self, question: Asked, right: int) -> tuple[str, str]:
+    def _solved(self, question: Asked, right: int) -> Demonstration:
         return self._shown(question), said_answers(question, self.form)[right]
 
     def score(self, questions: Sequence[Asked], on_progress: ProgressCallback = silent) -> LabelScores:
-        # Here, not above: transformers takes seconds to import, and the other scorers do without it.
+        layout = self._layout()
+        before, fewer = self._before(layout, questions)
+        said = [said_answers(question, self.form) for question in questions]
+        asked = [layout.write(own, self._shown(question)) for own, question in zip(before, questions, strict=True)]
+        found = self._ask(layout, asked, said, on_progress)
+        scores, tokens = found.scores, found.tokens
+        if self.calibration == "contextual" and questions:
+            empty = [
+                (layout.write(own, self._shown(self._without_content(question, words))), answers)
+                for own, question, answers in zip(before, questions, said, strict=True)
+                for words in CONTENT_FREE
+            ]
+            free, read = self._ask_once(layout, empty)
+            scores = contextual(scores, free.reshape(len(questions), len(CONTENT_FREE), -1))
+            tokens += read
+        if self.calibration == "domain_pmi" and questions:
+            premise = layout.premise(self._domain_prompt or closing_words(self.template))
+            alone, read = self._ask_once(layout, [(premise, answers) for answers in said])
+            scores = domain_pmi(scores, alone)
+            tokens += read
+        counts = {} if self._nearest is None else {"prompts with fewer demonstrations": fewer}
+        return replace(found, scores=scores, tokens=tokens, counts=found.counts | counts)
+
+    def _without_content(self, question: Asked, words: str) -> Question:
+        """`words` in the question's place; where letters are asked for, in the place of every option too."""
+        return Question(words, question.options if self.form == "text" else (words,) * len(question.options))
+
+    def _ask_once(self, layout: Layout, asked: Sequence[tuple[Prompt, tuple[str, ...]]]) -> tuple[np.ndarray, int]:
+        """[asked, A] the scores of answers after prompts, equal ones computed once; and the tokens that took."""
+        places = {(str(prompt), answers): (prompt, answers) for prompt, answers in asked}
+        found = self._ask(layout, [p for p, _ in places.values()], [a for _, a in places.values()])
+        rows = dict(zip(places, found.scores, strict=True))
+        return np.stack([rows[str(prompt), answers] for prompt, answers in asked]), found.tokens
+
+    def _ask(
+        self,
+        layout: Layout,
+        prompts: Sequence[Prompt],
+        said: Sequence[tuple[str, ...]],
+        on_progress: ProgressCallback = silent,
+    ) -> LabelScores:
+        """The scores of each prompt's own answers."""
         from quilate.inference.likelihood import score_answers
-        from quilate.inference.prompting import LoadedModel
         from quilate.tokenization.segments import answer_tokens
 
-        if self._loaded is None:
-            self._loaded = LoadedModel.of(self.model_path, compute_dtype(self._precision))
-        model, tokenizer, layout = self._loaded.model, self._loaded.tokenizer, self._layout()
-        prompts, fewer = self._prompts(layout, questions)
+        model, tokenizer = self.loaded().model, self.loaded().tokenizer
         whole = layout.tokens(tokenizer, [str(prompt) for prompt in prompts])
         heads = list({prompt.head for prompt in prompts})
         before = dict(zip(heads, map(len, layout.tokens(tokenizer, heads)), strict=True))
-        said = [said_answers(question, self.form) for question in questions]
         found = score_answers(
             model,
             whole,
@@ -239,8 +304,6 @@ class ChoicePromptScorer:
             normalization=self.normalization,
             on_progress=on_progress,
         )
-        if self._nearest is not None:
-            found = replace(found, counts=found.counts | {"prompts with fewer demonstrations": fewer})
         return by_characters(found, said) if self.normalization == "characters" else found
 
     def save(self, folder: Path) -> None:

@@ -35,11 +35,10 @@ def write_lm_eval(
     Raises:
         UsageError: the harness has no such score as the arm's.
     """
-    calibration = scorer.calibration if isinstance(scorer, PromptScorer) else "none"
-    if scorer.normalization not in METRICS or calibration != "none":
+    if scorer.normalization not in METRICS or scorer.calibration != "none":
         raise UsageError(
             "lm-eval scores answers by their summed log-probability, over their characters or not; this arm has "
-            f"normalization {scorer.normalization} and calibration {calibration}",
+            f"normalization {scorer.normalization} and calibration {scorer.calibration}",
             hint="export an icl arm with `normalization: sum` or `characters` and `calibration: none`, or one that was "
             "tuned to say labels or letters",
         )

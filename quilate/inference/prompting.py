@@ -83,18 +83,17 @@ class LoadedModel:
 
 
 def nearest_that_fit(
-    layout: Layout, tokenizer: PreTrainedTokenizerBase, ranked: Sequence[tuple[str, str]], question: str, limit: int
-) -> tuple[Prompt, bool]:
-    """A question after as many of these (question, answer) examples as fit, the first of them right before it, and
-    whether some did not. The question keeps its place before the examples, up to half of `limit`."""
+    layout: Layout, tokenizer: PreTrainedTokenizerBase, ranked: Sequence[Demonstration], question: str, limit: int
+) -> list[Demonstration]:
+    """As many of these (question, answer) examples as fit before a question, the first of them right before it. The
+    question keeps its place before the examples, up to half of `limit`."""
 
     def cost(count: int) -> int:
         return length_of(layout, tokenizer, layout.write(ranked[:count][::-1], question)) - excess
 
     excess = 0
     excess = max(0, cost(0) - limit // 2)  # what will be cut from a very long question
-    count = most_that_fit(cost, limit, len(ranked))
-    return layout.write(ranked[:count][::-1], question), count < len(ranked)
+    return list(ranked[: most_that_fit(cost, limit, len(ranked))][::-1])
 
 
 def prompt_limit(layout: Layout, tokenizer: PreTrainedTokenizerBase, verbalizers: Sequence[str], context: int) -> int:

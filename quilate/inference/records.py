@@ -4,6 +4,7 @@ else. Documents longer than the room for them are shown in overlapping windows."
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from quilate.errors import DataError
 from quilate.files import make_folder, write_json
+from quilate.inference.demonstrations import most_that_fit, nearest_to
 from quilate.inference.prompts import Format, layout_of
 from quilate.inference.scorer import ProgressCallback, movable, silent
 from quilate.inference.spans import Found
@@ -111,6 +113,7 @@ class RecordTagger:
         model: a model or adapter directory.
         labels: those that records may have.
         template: Jinja text of one document; `instruction` and `demonstrations` (text, answer) go before it.
+        nearest: show each document so many of the demonstrations, those most like it, and fewer where they do not fit.
         style, max_item_tokens, max_new_tokens: see `RecordPrompts`. An answer that is longer is cut, and counted.
     """
 
@@ -122,6 +125,7 @@ class RecordTagger:
         template: str,
         instruction: str = "",
         demonstrations: Sequence[tuple[str, str]] = (),
+        nearest: int | None = None,
         style: Format = "plain",
         max_item_tokens: int,
         max_new_tokens: int,
@@ -134,16 +138,28 @@ class RecordTagger:
             "labels": labels,
             "template": template,
             "instruction": instruction,
+            "nearest": nearest,
             "style": style,
             "max_item_tokens": max_item_tokens,
             "max_new_tokens": max_new_tokens,
             "precision": precision,
         }
-        self._style = style
+        self._nearest, self._style = nearest, style
         self._size, self._max_new_tokens, self._precision = max_item_tokens, max_new_tokens, precision
         self._loaded: tuple[PreTrainedTokenizerBase, Generator, GrammarTokens] | None = None
 
-    def _load(self) -> tuple[PreTrainedTokenizerBase, Generator, GrammarTokens]:
+    def with_prompt(
+        self, *, template: str, demonstrations: Sequence[tuple[str, str]], nearest: int | None = None
+    ) -> RecordTagger:
+        """The same model, loaded once, asked with another prompt."""
+        other = copy(self)
+        other._template = self._template.with_source(template, instruction=self._template.instruction)
+        other._demonstrations, other._nearest = list(demonstrations), nearest
+        other._settings = self._settings | {"template": template, "nearest": nearest}
+        return other
+
+    def loaded(self) -> tuple[PreTrainedTokenizerBase, Generator, GrammarTokens]:
+        """The tokenizer, the model and its tokens as a grammar reads them, loaded when they are first needed."""
         # Here, not above: transformers takes seconds to import, and a scorer may be loaded and not asked.
         from quilate.inference.generation import Generator
         from quilate.inference.grammar import GrammarTokens
@@ -157,18 +173,17 @@ class RecordTagger:
             self._loaded = tokenizer, Generator(model, stop={int(tokenizer.eos_token_id)}), tokens
         return self._loaded
 
-    def answers(self, parts: Sequence[Part], on_progress: ProgressCallback = silent) -> list[str]:
-        """What the model writes about each part, greedily, under the grammar."""
+    def answers(self, asked: Sequence[tuple[RecordPrompts, Part]], on_progress: ProgressCallback = silent) -> list[str]:
+        """What the model writes about each part after its own prompt, greedily, under the grammar."""
         from quilate.inference.grammar import GrammarConstraint
 
-        tokenizer, generator, tokens = self._load()
-        prompts = self._prompts(tokenizer, generator.context)
+        tokenizer, generator, tokens = self.loaded()
         written = generator.generate(
-            prompts.layout.tokens(tokenizer, [prompts.prompt(part) for part in parts]),
+            _read(tokenizer, asked),
             max_new_tokens=self._max_new_tokens,
             constraints=[
                 GrammarConstraint(tokens, record_grammar(self.labels, part.text, start=prompts.layout.answer_start))
-                for part in parts
+                for prompts, part in asked
             ],
             on_progress=on_progress,
         )
@@ -177,27 +192,54 @@ class RecordTagger:
             for answer in written
         ]
 
-    def _prompts(self, tokenizer: PreTrainedTokenizerBase, context: int) -> RecordPrompts:
+    def prompts(self, texts: Sequence[str]) -> tuple[list[RecordPrompts], int]:
+        """How each document is shown, and how many have fewer demonstrations than were asked for."""
+        tokenizer, generator, _ = self.loaded()
+        if self._nearest is None:
+            return [self._showing(tokenizer, generator.context, self._demonstrations)] * len(texts), 0
+        near = nearest_to(self._demonstrations, lambda shown: shown[0], texts, self._nearest)
+        kept = [self._fitting(tokenizer, generator.context, own) for own in near]
+        fewer = sum(len(some) < len(own) for some, own in zip(kept, near, strict=True))
+        return [self._showing(tokenizer, generator.context, own[::-1]) for own in kept], fewer
+
+    def _fitting(
+        self, tokenizer: PreTrainedTokenizerBase, context: int, ranked: Sequence[tuple[str, str]]
+    ) -> Sequence[tuple[str, str]]:
+        """As many demonstrations as leave a document its room, up to half of what the answer leaves."""
+        layout = layout_of(self._template, self._style, tokenizer)
+        limit = context - self._max_new_tokens - SLACK
+        room = limit - min(self._size, limit // 2)
+
+        def cost(count: int) -> int:
+            return len(layout.tokens(tokenizer, [str(layout.prompt(ranked[:count][::-1], ""))])[0])
+
+        return ranked[: most_that_fit(cost, room, len(ranked))]
+
+    def _showing(
+        self, tokenizer: PreTrainedTokenizerBase, context: int, demonstrations: Sequence[tuple[str, str]]
+    ) -> RecordPrompts:
         return RecordPrompts(
-            tokenizer, self._template, self._demonstrations, style=self._style, size=self._size,
+            tokenizer, self._template, demonstrations, style=self._style, size=self._size,
             max_new_tokens=self._max_new_tokens, context=context,
         )  # fmt: skip
 
     def find(self, texts: Sequence[str], on_progress: ProgressCallback = silent) -> Found:
-        tokenizer, generator, _ = self._load()
-        prompts = self._prompts(tokenizer, generator.context)
-        parts = [prompts.parts(text) for text in texts]
-        flat = [part for found in parts for part in found]
-        answers = self.answers(flat, lambda done, total: on_progress(len(texts) * done // max(total, 1), len(texts)))
+        tokenizer = self.loaded()[0]
+        shown, fewer = self.prompts(texts)
+        parts = [prompts.parts(text) for prompts, text in zip(shown, texts, strict=True)]
+        asked = [(prompts, part) for prompts, own in zip(shown, parts, strict=True) for part in own]
+        answers = self.answers(asked, lambda done, total: on_progress(len(texts) * done // max(total, 1), len(texts)))
         parsed = iter([parse_records(answer) for answer in answers])
-        spans, counts = [], {"answers cut short": 0, "answers that are no records": 0, "records that stand nowhere": 0}
+        spans: list[tuple[Span, ...]] = []
+        counts = {"answers cut short": 0, "answers that are no records": 0, "records that stand nowhere": 0}
         for found in parts:
-            own: set[Span] = set()
+            named: set[Span] = set()
             for part in found:
-                own |= _spans(next(parsed), part, counts)
-            spans.append(tuple(sorted(own)))
-        read = sum(map(len, prompts.layout.tokens(tokenizer, [prompts.prompt(part) for part in flat])))
-        read += sum(map(len, prompt_tokens(tokenizer, answers)))
+                named |= _spans(next(parsed), part, counts)
+            spans.append(tuple(sorted(named)))
+        if self._nearest is not None:
+            counts["prompts with fewer demonstrations"] = fewer
+        read = sum(map(len, _read(tokenizer, asked))) + sum(map(len, prompt_tokens(tokenizer, answers)))
         return Found(spans, windowed=sum(len(found) > 1 for found in parts), tokens=read, counts=counts)
 
     def save(self, folder: Path) -> None:
@@ -209,6 +251,11 @@ class RecordTagger:
     def load(cls, folder: Path, saved: dict[str, Any]) -> RecordTagger:
         fields = {k: v for k, v in saved.items() if k not in ("kind", "model", "demonstrations")}
         return cls(folder / saved["model"], demonstrations=[(t, a) for t, a in saved["demonstrations"]], **fields)
+
+
+def _read(tokenizer: PreTrainedTokenizerBase, asked: Sequence[tuple[RecordPrompts, Part]]) -> list[list[int]]:
+    """The prompts as tokens; all are laid out alike."""
+    return asked[0][0].layout.tokens(tokenizer, [prompts.prompt(part) for prompts, part in asked]) if asked else []
 
 
 def _spans(parsed: Parsed, part: Part, counts: dict[str, int]) -> set[Span]:

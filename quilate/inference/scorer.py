@@ -161,8 +161,7 @@ class PromptScorer:
     ) -> PromptScorer:
         """The same model, loaded once, asked with another prompt."""
         other = copy(self)
-        instruction = self.template.instruction
-        other.template = PromptTemplate(template, instruction=instruction, verbalizers=self.verbalizers)
+        other.template = self.template.with_source(template, instruction=self.template.instruction)
         other.demonstrations, other.pool = list(demonstrations), pool
         return other
 

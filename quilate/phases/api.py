@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -20,22 +19,25 @@ from quilate.phases.prompting import (
     PromptingConfig,
     Shown,
     Trial,
-    arranged_of,
     choose_on_dev,
     nearest_of,
+    pool_of,
     report_of,
     show,
+    solved_choices,
+    solved_documents,
+    solved_labels,
+    solved_questions,
+    task_template,
     template_of,
     trials_of,
 )
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.tasks.classification import ClassificationTask
-from quilate.tasks.extraction import Document, ExtractionTask
+from quilate.tasks.extraction import ExtractionTask
 from quilate.tasks.kinds import load_task
-from quilate.tasks.labels import Item
-from quilate.tasks.multiple_choice import AnswerForm, ChoiceItem, ChoiceTask
-from quilate.tasks.question_answering import AskedItem, QuestionTask
-from quilate.tasks.records import written
+from quilate.tasks.multiple_choice import AnswerForm, ChoiceTask
+from quilate.tasks.question_answering import QuestionTask
 from quilate.tasks.task import Task
 from quilate.tasks.templates import PromptTemplate
 
@@ -179,64 +181,68 @@ def _run(context: StageContext[ApiConfig]) -> StageReport:
             f"examples in their prompts, are sent to {model.remote_host}"
         )
     where = {"model": config.model, "host": urlsplit(config.url).netloc, "remote": model.remote_host is not None}
-    if isinstance(task, ClassificationTask):
-        return _ask_labels(context, task, model, where)
-    arranged = arranged_of(config, task.train, context.seed)
-    _scorer_of(config, task, arranged, model).save(context.folder / "scorer")
-    shown = [] if nearest_of(config) is not None else [item.id for item in arranged]
-    return StageReport(facts={"train_rows": len(arranged), "demonstrations": shown, "endpoint": where, "money": 0.0})
-
-
-def _ask_labels(
-    context: StageContext[ApiConfig], task: ClassificationTask, model: ApiModel, where: dict[str, Any]
-) -> StageReport:
-    """Texts of one label each: several prompts may be tried."""
-    config = context.config
     trials = trials_of(config)
-    first = template_of(config, task, trials[0])
-    labels, verbalizers = list(task.labels), list(task.verbalizers)
-    plain = ApiScorer(labels, verbalizers, template=first.source, instruction=first.instruction, model=model)
-    shown = {trial: _shown(config, task, trial, context.seed) for trial in trials}
+    given = task_template(task, _form(config))
+    shown = {
+        trial: show(config, task.train, trial, seed=context.seed, embed=_no_hidden_states, fitting=len)
+        for trial in trials
+    }
 
-    def scorer_of(trial: Trial) -> ApiScorer:
-        source = template_of(config, task, trial).source
-        return plain.with_prompt(template=source, demonstrations=shown[trial].demonstrations, pool=shown[trial].pool)
+    def scorer_of(trial: Trial) -> AskedEndpoint:
+        return _scorer_of(config, task, template_of(config, given, trial), shown[trial], trial, context.seed, model)
 
     chosen, tried = choose_on_dev(context, task, trials, scorer_of)
     scorer_of(chosen).save(context.folder / "scorer")
-    return report_of(task, chosen, shown[chosen], tried, endpoint=where, money=sum(entry.cost for entry in tried))
+    return report_of(chosen, shown[chosen], tried, endpoint=where, money=sum(entry.cost for entry in tried))
+
+
+def _no_hidden_states(texts: object) -> object:
+    raise AssertionError("the config refuses `similarity: embedding`")
+
+
+def _form(config: ApiConfig) -> AnswerForm:
+    return "text" if config.answer == "text" else "letter"
+
+
+AskedEndpoint = ApiScorer | ApiChoiceScorer | ApiTagger | ApiAnswerWriter
 
 
 def _scorer_of(
-    config: ApiConfig, task: Task, arranged: Sequence[Item], model: ApiModel
-) -> ApiChoiceScorer | ApiTagger | ApiAnswerWriter:
-    """One prompt for all items, its demonstrations drawn or named."""
+    config: ApiConfig, task: Task, template: PromptTemplate, shown: Shown, trial: Trial, seed: int, model: ApiModel
+) -> AskedEndpoint:
+    """Asks the endpoint with one prompt; but for labels, the form of an answer is said after the instruction."""
 
-    def said(template: PromptTemplate, form: str) -> dict[str, Any]:
+    def said(form: str) -> dict[str, Any]:
         wanted = FORMS[form].get(task.config.language, FORMS[form]["en"])
-        instruction = "\n".join(filter(None, [template.instruction if config.instruction else "", wanted]))
+        instruction = "\n".join(filter(None, [template.instruction, wanted]))
         return {"template": template.source, "instruction": instruction, "model": model}
 
-    near = nearest_of(config)
+    near = nearest_of(shown, trial)
     match task:
-        case ChoiceTask():
-            form: AnswerForm = "text" if config.answer == "text" else "letter"
-            options = [(item, item.right) for item in arranged if isinstance(item, ChoiceItem)]
-            return ApiChoiceScorer(
-                form=form, demonstrations=options, nearest=near, **said(task.config.prompt_template(form), form)
+        case ClassificationTask():
+            pool = pool_of(config, task, shown, trial, seed=seed, embed=_no_hidden_states)
+            return ApiScorer(
+                list(task.labels),
+                list(task.verbalizers),
+                template=template.source,
+                instruction=template.instruction,
+                demonstrations=[] if pool is not None else solved_labels(task, shown.items),
+                pool=pool,
+                model=model,
             )
+        case ChoiceTask():
+            form = _form(config)
+            return ApiChoiceScorer(form=form, demonstrations=solved_choices(shown.items), nearest=near, **said(form))
         case ExtractionTask():
-            labels = task.trained_labels
-            solved = [(i.text, written(i.text, i.spans)) for i in arranged if isinstance(i, Document)]
-            asked = said(task.config.prompt_template(labels), "records")
+            labels, asked = task.trained_labels, said("records")
             asked["instruction"] = asked["instruction"].replace(LABELS, ", ".join(labels))
-            return ApiTagger(labels, demonstrations=solved, **asked)
+            return ApiTagger(labels, demonstrations=solved_documents(shown.items), nearest=near, **asked)
         case QuestionTask():
-            pairs = [(i.text, i.context, i.right_answers[0]) for i in arranged if isinstance(i, AskedItem)]
             extractive = task.config.extractive
-            asked = said(task.config.prompt_template(), "stretch" if extractive else "line")
-            return ApiAnswerWriter(extractive=extractive, demonstrations=pairs, nearest=near, **asked)
-    raise AssertionError(f"no such kind of task: {task.config.kind}")  # a recipe with another kind is refused
+            asked = said("stretch" if extractive else "line")
+            solved = solved_questions(shown.items)
+            return ApiAnswerWriter(extractive=extractive, demonstrations=solved, nearest=near, **asked)
+    raise AssertionError(f"no such kind of task: {task.config.kind}")
 
 
 def ledger_of(folder: Path) -> Path:
@@ -245,11 +251,4 @@ def ledger_of(folder: Path) -> Path:
     return make_folder(folder.parent.parent / "responses") / (folder.name.rpartition("-")[0] or folder.name)
 
 
-def _shown(config: ApiConfig, task: ClassificationTask, trial: Trial, seed: int) -> Shown:
-    def unused(texts: object) -> object:
-        raise AssertionError("the config refuses `similarity: embedding`")
-
-    return show(config, task, trial, seed=seed, embed=unused, fitting=len)
-
-
-API = StageKind("api", 3, ApiConfig, _run)
+API = StageKind("api", 4, ApiConfig, _run)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from quilate import faults
 from quilate.config import Config
 from quilate.engine.runlog import Progress
-from quilate.evaluation.answers import score_answer
+from quilate.evaluation.answers import ANSWER_SCORES, score_answer
 from quilate.evaluation.spans import count_spans
 from quilate.evaluation.thresholds import choose_thresholds, count_labels, given_labels
 from quilate.files import read_json, read_jsonl, write_json, write_jsonl
@@ -144,6 +145,38 @@ def answer(task: Task, scorer: Any, items: Sequence[Item], on_progress: Progress
         case _:
             scored = scorer.score([item.text for item in items], on_progress)
             return Answered(scored.scores, scored.truncated, scored.tokens, counts=scored.counts, cost=scored.cost)
+
+
+def features_of(
+    task: Task, items: Sequence[Item], answers: NDArray[Any]
+) -> tuple[NDArray[np.float32], Callable[[NDArray[np.float64]], NDArray[np.float64]]]:
+    """Answers to items of a task, as `Answered.array`, as (items, features), and the score of their sums (see
+    `resample`)."""
+    # Here, not above: scikit-learn and scipy take half a second that others need not pay.
+    from quilate.evaluation import metrics
+    from quilate.evaluation.statistics import COUNT_SCORES, STATISTICS, label_features, mean_score
+
+    metric = task.config.metric
+    if isinstance(task, QuestionTask):
+        own = answers[:, ANSWER_SCORES[task.config.metric]]
+        return np.stack([own, np.ones(len(own))], axis=1).astype(np.float32), mean_score
+    if isinstance(task, MultiLabelTask):  # thresholds as `evaluate` will choose them, on the same development items
+        has, known = indicators(items, task.labels), np.isfinite(answers).all(axis=0)
+        given = np.zeros_like(has)
+        given[:, known] = answers[:, known] >= choose_thresholds(has[:, known], answers[:, known], task.config.metric)
+        answers = count_labels(has, given)
+    if answers_are_sets(task):
+        return COUNT_SCORES[metric].features(answers), COUNT_SCORES[metric].score
+    assert metric == "accuracy" or metric == "macro_f1"  # the other kinds of task have no other
+    predicted = metrics.predictions(metrics.with_temperature(answers, 1.0))
+    gold = gold_indices(items, task.labels)
+    return label_features(metric, gold, predicted, len(task.labels)), STATISTICS[metric].score
+
+
+def score_of(task: Task, items: Sequence[Item], answers: NDArray[Any]) -> float:
+    """The task's metric of answers to items, as `Answered.array`."""
+    features, score = features_of(task, items, answers)
+    return float(score(features.sum(axis=0, dtype=np.float64)))
 
 
 def _run(context: StageContext[EvaluateConfig]) -> StageReport:

@@ -19,12 +19,16 @@ from quilate.files import make_folder, read_json, write_json
 from quilate.inference import demonstrations
 from quilate.inference.demonstrations import Order, Pool, Selection, Similarity
 from quilate.inference.prompts import Demonstration
-from quilate.inference.scorer import Scorer
-from quilate.phases.evaluate import gold_indices
+from quilate.phases.evaluate import answer, score_of
 from quilate.phases.stage import StageContext, StageReport
 from quilate.rng import derive_seed, numpy_stream
 from quilate.tasks.classification import ClassificationTask
+from quilate.tasks.extraction import Document, ExtractionTask
 from quilate.tasks.labels import Item
+from quilate.tasks.multiple_choice import AnswerForm, ChoiceItem, ChoiceTask
+from quilate.tasks.question_answering import AskedItem, QuestionTask
+from quilate.tasks.records import written
+from quilate.tasks.task import Task
 from quilate.tasks.templates import PromptTemplate
 
 Shots = Annotated[int, Field(ge=0)] | Literal["fit"]
@@ -113,13 +117,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Shown:
-    """The demonstrations of a trial: the same for all items, or a pool. `rows` are their ids, nearest ones aside;
-    `left_out` did not fit."""
+    """The training items that a trial shows, in the order in which they are read; or, with `own`, all of them, for each
+    item is shown its own nearest. `left_out` did not fit."""
 
-    demonstrations: list[Demonstration]
-    pool: Pool | None
-    rows: list[str]
-    left_out: int
+    items: list[Item]
+    own: bool = False
+    left_out: int = 0
 
 
 def trials_of(config: PromptingConfig) -> list[Trial]:
@@ -128,41 +131,67 @@ def trials_of(config: PromptingConfig) -> list[Trial]:
     return [Trial(*combination) for combination in combinations if combination[0] != 0 or combination[2] == 0]
 
 
-def template_of(config: PromptingConfig, task: ClassificationTask, trial: Trial) -> PromptTemplate:
-    """The template of a trial, its instruction and verbalizers filled in.
+def task_template(task: Task, form: AnswerForm) -> PromptTemplate:
+    """The task's own template, verbalizers filled in; `form` is what is asked for in multiple choice."""
+    match task:
+        case ClassificationTask():
+            return task.prompt_template()
+        case ChoiceTask():
+            return task.config.prompt_template(form)
+        case ExtractionTask():
+            return task.config.prompt_template(task.trained_labels)
+        case QuestionTask():
+            return task.config.prompt_template()
+    raise AssertionError(f"no such kind of task: {task.config.kind}")  # a recipe with another kind is refused
+
+
+def template_of(config: PromptingConfig, given: PromptTemplate, trial: Trial) -> PromptTemplate:
+    """The template of a trial; `given` is the task's, its instruction and verbalizers filled in.
 
     Raises:
         ConfigError: it is no usable template.
     """
-    given = task.prompt_template()
     source = config.templates[trial.template] if config.templates else given.source
-    instruction = given.instruction if config.instruction else ""
-    return PromptTemplate(source, instruction=instruction, verbalizers=task.verbalizers)
+    return given.with_source(source, instruction=given.instruction if config.instruction else "")
 
 
-def arranged_of(config: PromptingConfig, train: Sequence[Item], seed: int) -> list[Item]:
-    """The demonstrations of a prompt that is the same for all items, in the order in which they are read; of `nearest`
-    all training items, for each item finds its own among them."""
-    assert isinstance(config.shots, int)  # a recipe that says otherwise is refused
-    match config.demonstrations:
-        case "nearest":
-            return list(train) if config.shots else []
-        case "diverse":
-            texts = [item.text for item in train]
-            ranked = demonstrations.diverse(train, _tfidf(texts), config.shots, seed=seed)
-        case "fixed":
-            ranked = demonstrations.named(train, config.rows)[: config.shots]
-        case "random":
-            ranked = demonstrations.uniform(train, config.shots, seed=seed)
-        case "balanced":
-            ranked = demonstrations.balanced(train, config.shots, per_class=False, seed=seed)
-    rng = numpy_stream(seed, "order", 0)
-    return demonstrations.arrange(ranked, config.reading_order(), label=lambda item: item.label, rng=rng)
+def solved_labels(task: ClassificationTask, items: Sequence[Item]) -> list[Demonstration]:
+    """(text, verbalizer)"""
+    return [(item.text, task.verbalizer(item.label)) for item in items]
 
 
-def nearest_of(config: PromptingConfig) -> int | None:
-    """How many of the demonstrations each item is shown; None if all."""
-    return config.shots if config.demonstrations == "nearest" and isinstance(config.shots, int) else None
+def solved_choices(items: Sequence[Item]) -> list[tuple[ChoiceItem, int]]:
+    """(question, place of the right option)"""
+    return [(item, item.right) for item in items if isinstance(item, ChoiceItem)]
+
+
+def solved_documents(items: Sequence[Item]) -> list[tuple[str, str]]:
+    """(text, its records as they are written)"""
+    return [(item.text, written(item.text, item.spans)) for item in items if isinstance(item, Document)]
+
+
+def solved_questions(items: Sequence[Item]) -> list[tuple[str, str, str]]:
+    """(question, context, right answer)"""
+    return [(item.text, item.context, item.right_answers[0]) for item in items if isinstance(item, AskedItem)]
+
+
+def nearest_of(shown: Shown, trial: Trial) -> int | None:
+    """How many of what is shown each item is given; None if all."""
+    assert not shown.own or isinstance(trial.shots, int)  # `fit` goes with a `Pool`, or is refused
+    return trial.shots if shown.own and isinstance(trial.shots, int) else None
+
+
+def pool_of(
+    config: PromptingConfig, task: ClassificationTask, shown: Shown, trial: Trial, *, seed: int,
+    embed: demonstrations.Embed,
+) -> Pool | None:  # fmt: skip
+    """What labelled texts choose their nearest from; None if all are shown the same."""
+    if not shown.own:
+        return None
+    vectors = np.asarray(embed([i.text for i in shown.items])) if config.similarity == "embedding" else None
+    shots = None if trial.shots == "fit" else trial.shots
+    order_seed = derive_seed(seed, "permutation", trial.permutation)
+    return Pool(solved_labels(task, shown.items), shots, config.reading_order(), order_seed, vectors)
 
 
 def _tfidf(texts: Sequence[str]) -> demonstrations.Matrix:
@@ -171,12 +200,12 @@ def _tfidf(texts: Sequence[str]) -> demonstrations.Matrix:
 
 def show(
     config: PromptingConfig,
-    task: ClassificationTask,
+    train: Sequence[Item],
     trial: Trial,
     *,
     seed: int,
     embed: demonstrations.Embed,
-    fitting: Callable[[Sequence[Demonstration]], int],
+    fitting: Callable[[Sequence[Item]], int],
 ) -> Shown:
     """Choose and order the demonstrations of a trial.
 
@@ -185,40 +214,35 @@ def show(
         fitting: how many of these, in order of preference, fit before an item.
     """
     if trial.shots == 0:
-        return Shown([], None, [], 0)
-    pairs = {item.id: (item.text, task.verbalizer(item.label)) for item in task.train}
+        return Shown([])
     if config.demonstrations == "nearest":
-        vectors = np.asarray(embed([i.text for i in task.train])) if config.similarity == "embedding" else None
-        shots = None if trial.shots == "fit" else trial.shots
-        order_seed = derive_seed(seed, "permutation", trial.permutation)
-        return Shown([], Pool(list(pairs.values()), shots, config.reading_order(), order_seed, vectors), [], 0)
-    ranked = _ranked(config, task, trial, seed, embed)
-    kept = ranked[: fitting([pairs[item.id] for item in ranked])]
+        return Shown(list(train), own=True)
+    ranked = _ranked(config, train, trial, seed, embed)
+    kept = ranked[: fitting(ranked)]
     rng = numpy_stream(seed, "order", trial.permutation)
     arranged = demonstrations.arrange(kept, config.reading_order(), label=lambda item: item.label, rng=rng)
-    left_out = 0 if trial.shots == "fit" else len(ranked) - len(kept)
-    return Shown([pairs[item.id] for item in arranged], None, [item.id for item in arranged], left_out)
+    return Shown(arranged, left_out=0 if trial.shots == "fit" else len(ranked) - len(kept))
 
 
 def _ranked(
-    config: PromptingConfig, task: ClassificationTask, trial: Trial, seed: int, embed: demonstrations.Embed
+    config: PromptingConfig, train: Sequence[Item], trial: Trial, seed: int, embed: demonstrations.Embed
 ) -> list[Item]:
     """The trial's demonstrations, the dearest first."""
-    shots = len(task.train) if trial.shots == "fit" else trial.shots
+    shots = len(train) if trial.shots == "fit" else trial.shots
     match config.demonstrations:
         case "random":
-            return demonstrations.uniform(task.train, shots, seed=seed)
+            return demonstrations.uniform(train, shots, seed=seed)
         case "fixed":
-            return demonstrations.named(task.train, config.rows)[:shots]
+            return demonstrations.named(train, config.rows)[:shots]
         case "diverse":
-            texts = [item.text for item in task.train]
+            texts = [item.text for item in train]
             if config.similarity == "tfidf":
                 vectors = _tfidf(texts)
             else:
                 hidden = np.asarray(embed(texts))
                 vectors = demonstrations.centred(hidden, hidden.mean(axis=0))
-            return demonstrations.diverse(task.train, vectors, shots, seed=seed)
-    return demonstrations.balanced(task.train, shots, per_class=config.per_class, seed=seed)
+            return demonstrations.diverse(train, vectors, shots, seed=seed)
+    return demonstrations.balanced(train, shots, per_class=config.per_class, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -232,7 +256,7 @@ class Tried:
 
 
 def choose_on_dev(
-    context: StageContext[Any], task: ClassificationTask, trials: Sequence[Trial], scorer_of: Callable[[Trial], Scorer]
+    context: StageContext[Any], task: Task, trials: Sequence[Trial], scorer_of: Callable[[Trial], Any]
 ) -> tuple[Trial, list[Tried]]:
     """Score every trial on the development items and take the best; of equals, the one that read fewest tokens.
 
@@ -247,34 +271,30 @@ def choose_on_dev(
         return trials[0], []
     if not task.dev:
         raise DataError("there are no development items to choose on", hint="set split.dev, or list no alternatives")
-    from quilate.evaluation import metrics
-
     folder = make_folder(context.folder / "trials")
-    gold = gold_indices(task.dev, task.labels)
     tried = []
     for number, trial in enumerate(trials):
         note = folder / f"{number:03}.json"  # written last: with it the trial is finished
-        scores = trial_scores(context.folder, number)
+        answers = trial_answers(context.folder, number)
         if not note.exists():
-            found = scorer_of(trial).score([i.text for i in task.dev], _listener(context, number, len(trials)))
-            save_file({"dev": found.scores}, scores)
+            found = answer(task, scorer_of(trial), task.dev, _listener(context, number, len(trials)))
+            save_file({"dev": found.array}, answers)
             write_json(note, asdict(trial) | {"tokens": found.tokens, "cost": found.cost})
-        probabilities = metrics.with_temperature(load_file(scores)["dev"], 1.0)
-        score = getattr(metrics, task.config.metric)(gold, probabilities)
+        score = score_of(task, task.dev, load_file(answers)["dev"])
         taken = read_json(note)
-        tried.append(Tried(trial, float(score), taken["tokens"], taken["cost"]))
+        tried.append(Tried(trial, score, taken["tokens"], taken["cost"]))
     best = max(tried, key=lambda entry: (entry.score, -entry.tokens))
     context.note(f"{len(trials)} ways tried on {len(task.dev)} dev items: {best.score:.3f} with {_words(best.trial)}")
     return best.trial, tried
 
 
-def report_of(task: ClassificationTask, chosen: Trial, shown: Shown, tried: list[Tried], **facts: Any) -> StageReport:
+def report_of(chosen: Trial, shown: Shown, tried: list[Tried], **facts: Any) -> StageReport:
     """What a prompted arm says of itself."""
     return StageReport(
         counts={"demonstrations that did not fit": shown.left_out},
         facts={
-            "train_rows": len(task.train) if shown.pool is not None else len(shown.rows),
-            "demonstrations": shown.rows,
+            "train_rows": len(shown.items),
+            "demonstrations": [] if shown.own else [item.id for item in shown.items],
             "chosen": asdict(chosen),
             "trials": [asdict(entry) for entry in tried],
         }
@@ -282,8 +302,8 @@ def report_of(task: ClassificationTask, chosen: Trial, shown: Shown, tried: list
     )
 
 
-def trial_scores(folder: Path, number: int) -> Path:
-    """Where the stage in `folder` keeps a trial's scores of the development items, [items, labels] under `dev`."""
+def trial_answers(folder: Path, number: int) -> Path:
+    """Where the stage in `folder` keeps a trial's answers to the development items: `Answered.array` under `dev`."""
     return folder / "trials" / f"{number:03}.safetensors"
 
 

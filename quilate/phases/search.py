@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -19,15 +18,10 @@ from quilate.config import Config
 from quilate.engine.loop import INCIDENTS, REFUSED
 from quilate.engine.runlog import Progress
 from quilate.errors import DataError
-from quilate.evaluation.answers import ANSWER_SCORES
-from quilate.evaluation.thresholds import choose_thresholds, count_labels
 from quilate.files import make_folder, read_json, write_json
 from quilate.inference.scorer import load_scorer
-from quilate.phases.evaluate import answer, answers_are_sets, gold_indices
+from quilate.phases.evaluate import answer, score_of
 from quilate.phases.stage import StageContext, StageReport
-from quilate.tasks.labels import Item
-from quilate.tasks.multi_label import MultiLabelTask, indicators
-from quilate.tasks.question_answering import QuestionTask
 from quilate.tasks.task import Task
 
 C = TypeVar("C", bound=Config)
@@ -182,40 +176,14 @@ def _done(
         answered = answer(task, load_scorer(place / "scorer"), task.dev, listen)
         save_file({"dev": answered.array}, place.with_suffix(".safetensors"))
         write_json(note, asdict(report))
-    features, score = features_of(task, task.dev, load_file(place.with_suffix(".safetensors"))["dev"])
-    return _Done(StageReport(**read_json(note)), float(score(features.sum(axis=0, dtype=np.float64))))
+    score = score_of(task, task.dev, load_file(place.with_suffix(".safetensors"))["dev"])
+    return _Done(StageReport(**read_json(note)), score)
 
 
 def dev_answers(folder: Path, number: int) -> NDArray[Any]:
     """What a trial of the stage in `folder` answered to the development items, as `evaluate.Answered.array`."""
     answers: NDArray[Any] = load_file(folder / "trials" / f"{number:03}.safetensors")["dev"]
     return answers
-
-
-def features_of(
-    task: Task, items: Sequence[Item], answers: NDArray[Any]
-) -> tuple[NDArray[np.float32], Callable[[NDArray[np.float64]], NDArray[np.float64]]]:
-    """Answers to items of a task, as `evaluate.Answered.array`, as (items, features), and the score of their sums (see
-    `resample`)."""
-    # Here, not above: scikit-learn and scipy take half a second that others need not pay.
-    from quilate.evaluation import metrics
-    from quilate.evaluation.statistics import COUNT_SCORES, STATISTICS, label_features, mean_score
-
-    metric = task.config.metric
-    if isinstance(task, QuestionTask):
-        own = answers[:, ANSWER_SCORES[task.config.metric]]
-        return np.stack([own, np.ones(len(own))], axis=1).astype(np.float32), mean_score
-    if isinstance(task, MultiLabelTask):  # thresholds as `evaluate` will choose them, on the same development items
-        has, known = indicators(items, task.labels), np.isfinite(answers).all(axis=0)
-        given = np.zeros_like(has)
-        given[:, known] = answers[:, known] >= choose_thresholds(has[:, known], answers[:, known], task.config.metric)
-        answers = count_labels(has, given)
-    if answers_are_sets(task):
-        return COUNT_SCORES[metric].features(answers), COUNT_SCORES[metric].score
-    assert metric == "accuracy" or metric == "macro_f1"  # the other kinds of task have no other
-    predicted = metrics.predictions(metrics.with_temperature(answers, 1.0))
-    gold = gold_indices(items, task.labels)
-    return label_features(metric, gold, predicted, len(task.labels)), STATISTICS[metric].score
 
 
 def _take(trial: Path, folder: Path) -> None:

@@ -16,18 +16,17 @@ from quilate.files import read_json, write_json, write_text
 from quilate.phases.corpus import WARN_SHARE, corpus_documents
 from quilate.phases.evaluate import (
     answers_are_sets,
-    gold_indices,
+    features_of,
     gold_of,
     read_answer_scores,
     read_counts,
     read_probabilities,
 )
 from quilate.phases.language_modelling import TASK_CORPUS
-from quilate.phases.prompting import trial_scores
+from quilate.phases.prompting import trial_answers
 from quilate.phases.stage import StageContext, StageKind, StageReport
 from quilate.recipe.manifest import SHARED_KINDS, finished_manifest, stages_behind
 from quilate.recipe.spec import StageSpec
-from quilate.tasks.classification import ClassificationTask
 from quilate.tasks.kinds import load_task
 from quilate.tasks.question_answering import QuestionTask
 from quilate.tasks.task import Task
@@ -154,7 +153,6 @@ def _asked(
     if not config.asked:
         return [], []
     from quilate.evaluation.transfer import AskedModel, AskedTask, transfer_evidence
-    from quilate.phases.search import features_of
 
     tasks, asked = {}, []
     for row in config.asked:
@@ -234,15 +232,15 @@ def _shots_curve(solved_by: list[tuple[Path, Manifest]], task: Task, resamples: 
     from quilate.evaluation.shots import TriedPrompt, shots_curve
 
     tried = [
-        TriedPrompt(entry["trial"]["shots"], load_file(trial_scores(folder, number))["dev"])
+        (entry["trial"]["shots"], features_of(task, task.dev, load_file(trial_answers(folder, number))["dev"]))
         for folder, manifest in solved_by
         for number, entry in enumerate(manifest["facts"].get("trials", []))
     ]
-    if not tried or not isinstance(task, ClassificationTask):
+    if not tried:
         return []
+    prompts = [TriedPrompt(shots, features) for shots, (features, _) in tried]
     groups = [item.group for item in task.dev] if task.config.group else None
-    gold = gold_indices(task.dev, task.labels)
-    return shots_curve(tried, gold, len(task.labels), groups, metric=task.config.metric, resamples=resamples)
+    return shots_curve(prompts, tried[0][1][1], groups, resamples=resamples)
 
 
 def _searched(solved_by: list[tuple[Path, Manifest]], task: Task, config: ReportConfig) -> list[SearchEvidence]:
@@ -255,7 +253,7 @@ def _searched(solved_by: list[tuple[Path, Manifest]], task: Task, config: Report
     if not tried:
         return []
     from quilate.evaluation.search import Tried, search_evidence
-    from quilate.phases.search import dev_answers, features_of
+    from quilate.phases.search import dev_answers
 
     trials = [
         Tried(

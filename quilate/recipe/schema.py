@@ -130,13 +130,10 @@ def _for_classes_only(arm: ApiConfig | IclConfig, kind: str) -> list[str]:
     near = arm.demonstrations == "nearest"
     used = {
         "per_class": arm.per_class,
-        "shots": not isinstance(arm.shots, int),
-        "demonstrations": near and kind == "extraction",
+        "shots": near and "fit" in arm.numbers(),
         "similarity": arm.similarity == "embedding",
         "order": near and arm.reading_order() != "nearest_last",
-        "permutations": arm.permutations > 1,
-        "templates": bool(arm.templates),
-        "calibration": isinstance(arm, IclConfig) and arm.calibration != "none",
+        "calibration": kind != "multiple_choice" and isinstance(arm, IclConfig) and arm.calibration != "none",
     }
     return [key for key, value in used.items() if value]
 

@@ -35,8 +35,16 @@ class PromptTemplate:
         """
         self.source = template
         self.instruction = instruction
-        self._labels = list(verbalizers)
+        self._labels, self._names = list(verbalizers), list(names)
         self._template = SandboxedTemplate(template, name="template", names=names)
+
+    def with_source(self, template: str, *, instruction: str) -> PromptTemplate:
+        """Another template, and instruction, of the same task.
+
+        Raises:
+            ConfigError: see `SandboxedTemplate`.
+        """
+        return PromptTemplate(template, instruction=instruction, verbalizers=self._labels, names=self._names)
 
     def prompt(self, text: str, options: Sequence[str] = (), *, context: str = "") -> str:
         """The part that ends where the label is to be written; no space at its end."""

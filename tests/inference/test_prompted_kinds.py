@@ -134,8 +134,8 @@ def test_stretches_and_records_are_valid_in_either_form(style: Any, llama_direct
     )  # fmt: skip
     found = tagger.find([text])
     assert not found.counts["answers that are no records"] and not found.counts["records that stand nowhere"]
-    parts = tagger._prompts(*tagger._load()[:1], tagger._load()[1].context).parts(text)
-    assert all(parse_records(answer).valid for answer in tagger.answers(parts))
+    [prompts] = tagger.prompts([text])[0]
+    assert all(parse_records(answer).valid for answer in tagger.answers([(prompts, p) for p in prompts.parts(text)]))
 
 
 def test_a_model_without_a_chat_template_is_refused(llama_directory: Path, tmp_path: Path) -> None:

@@ -130,7 +130,8 @@ def test_every_kind_of_task(
     name: str, form: str, server: ModelServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A chat model is told the form of its answers; what was asked is not asked again."""
-    arm = {"kind": "api", "url": server.url, "model": "m", "shots": 1, "max_answer_tokens": 6, "concurrency": 2}
+    shown = {"shots": 1, "demonstrations": "nearest"} if name == "tiny-entities" else {"shots": [1, 0]}
+    arm = {"kind": "api", "url": server.url, "model": "m", "max_answer_tokens": 6, "concurrency": 2} | shown
     run = tmp_path / "run"
     arms = ["--set", f"arms={json.dumps({'lejos': arm})}", "--out", str(run)]
     assert run_command_line(["run", str(RECIPES / f"{name}.yaml"), *arms]) == 0
@@ -141,6 +142,7 @@ def test_every_kind_of_task(
     (found,) = evidence["arms"]
     assert found["name"] == "lejos" and found["counts"].get("test answers from the cache", 0) == 0
     if name != "tiny-entities":  # the rest is the same for every kind
+        assert [point["shots"] for point in found["shots_curve"]] == [0, 1]
         return
     before, rows = len(server.asked), RECIPES / f"{name}.jsonl"
     capsys.readouterr()

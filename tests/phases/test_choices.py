@@ -26,7 +26,7 @@ from quilate.phases.evaluate import EVALUATE, EvaluateConfig, read_probabilities
 from quilate.phases.examples import choice_examples
 from quilate.phases.finetune import FINETUNE, FinetuneConfig
 from quilate.phases.icl import ICL, IclConfig
-from quilate.phases.prompting import arranged_of, nearest_of
+from quilate.phases.prompting import Shown, nearest_of, show, trials_of
 from quilate.recipe.schema import Recipe
 from quilate.tasks.multiple_choice import ChoiceItem, ChoiceTask, MultipleChoiceConfig
 from quilate.tasks.prepare import prepare
@@ -149,7 +149,7 @@ def test_a_tuned_model_learns_to_answer(tmp_path: Path, llama_directory: Path, m
 
 def test_a_prompted_arm_shows_solved_questions(tmp_path: Path, llama_directory: Path) -> None:
     folder = StageFolder(tmp_path, llama_directory, small_task())
-    config = validate(IclConfig, {"kind": "icl", "shots": 3, "answer": "letter"}, source="t")
+    config = validate(IclConfig, {"kind": "icl", "shots": 2, "answer": "letter", "max_item_tokens": 64}, source="t")
     report = folder.run(ICL, "arm", config, {"task": "task", "model": "base"})
     scorer = load_scorer(tmp_path / "arm" / "scorer")
     task = small_task()
@@ -159,8 +159,8 @@ def test_a_prompted_arm_shows_solved_questions(tmp_path: Path, llama_directory: 
     for name in report.facts["demonstrations"]:
         assert f"{train[name].text}\n" in prompt
         assert f"{train[name].options[train[name].right]}" in prompt
-    assert prompt.count("Respuesta: ") == 3
-    assert report.facts["train_rows"] == 3
+    assert prompt.count("Respuesta: ") == 2
+    assert report.facts["train_rows"] == 2
 
 
 def recipe(arm: dict[str, Any], task: dict[str, Any]) -> Recipe:
@@ -183,9 +183,13 @@ SPANS = {"kind": "extraction", "spans": "e"}
         ({"kind": "icl", "answer": "records"}, CHOICE, "`answer: records` goes with extraction"),
         ({"kind": "finetune", "method": "head", "answer": "records"}, SPANS, "learns to write"),
         ({"kind": "icl", "shots": 1, "per_class": True}, CHOICE, "`per_class`"),
-        ({"kind": "icl", "shots": [0, 1]}, CHOICE, "`shots`"),
-        ({"kind": "icl", "shots": 1, "calibration": "contextual"}, CHOICE, "`calibration`"),
-        ({"kind": "icl", "answer": "records", "shots": 1, "demonstrations": "nearest"}, SPANS, "`demonstrations`"),
+        ({"kind": "icl", "shots": "fit", "demonstrations": "nearest"}, CHOICE, "`shots`"),
+        ({"kind": "icl", "answer": "records", "calibration": "contextual"}, SPANS, "`calibration`"),
+        (
+            {"kind": "icl", "shots": 1, "demonstrations": "nearest", "similarity": "embedding"},
+            CHOICE,
+            "`similarity` does not go with multiple_choice",
+        ),
         (
             {"kind": "icl", "shots": 1, "demonstrations": "nearest", "order": "random"},
             CHOICE,
@@ -220,7 +224,13 @@ def test_diverse_examples_cover_the_questions_and_near_ones_are_all_given() -> N
     """One question a cluster; where each item finds its own, every training question is handed over."""
     texts = ["fémur roto ayer", "fémur roto hoy", "glucosa alta ayer", "glucosa alta hoy"]
     train = [ChoiceItem(f"all:{n}", text, "A", str(n), ("sí", "no")) for n, text in enumerate(texts)]
-    diverse = validate(IclConfig, {"kind": "icl", "shots": 2, "demonstrations": "diverse"}, source="t")
-    assert {item.text.split()[0] for item in arranged_of(diverse, train, 0)} == {"fémur", "glucosa"}
-    near = validate(IclConfig, {"kind": "icl", "shots": 2, "demonstrations": "nearest"}, source="t")
-    assert arranged_of(near, train, 0) == train and (nearest_of(near), nearest_of(diverse)) == (2, None)
+
+    def shown(selection: str) -> tuple[Shown, int | None]:
+        config = validate(IclConfig, {"kind": "icl", "shots": 2, "demonstrations": selection}, source="t")
+        [trial] = trials_of(config)
+        found = show(config, train, trial, seed=0, embed=len, fitting=len)
+        return found, nearest_of(found, trial)
+
+    diverse, of_all = shown("diverse")
+    assert {item.text.split()[0] for item in diverse.items} == {"fémur", "glucosa"} and of_all is None
+    assert shown("nearest") == (Shown(train, own=True), 2)

@@ -19,8 +19,9 @@ from quilate.evaluation.search import Tried, search_evidence
 from quilate.evaluation.statistics import STATISTICS, label_features
 from quilate.inference.scorer import load_scorer
 from quilate.models.load import load_causal
+from quilate.phases.evaluate import features_of
 from quilate.phases.finetune import FinetuneConfig, default_search
-from quilate.phases.search import _Done, best_of_trials, combinations, config_of, features_of, sweep
+from quilate.phases.search import _Done, best_of_trials, combinations, config_of, sweep
 from quilate.phases.stage import StageReport, model_of
 from quilate.recipe.graph import build_graph
 from quilate.recipe.schema import Recipe
