@@ -59,6 +59,23 @@ def written_examples(
     raise AssertionError(f"no such kind of task: {task.config.kind}")
 
 
+def shown_and_said(task: ClassificationTask | ChoiceTask | QuestionTask, form: AnswerForm) -> list[tuple[str, str]]:
+    """(prompt, answer) of every training item, in their order, as texts; between them stands a space."""
+    match task:
+        case ClassificationTask():
+            template = task.prompt_template()
+            return [(template.prompt(item.text), task.verbalizer(item.label)) for item in task.train]
+        case ChoiceTask():
+            template = task.config.prompt_template(form)
+            return [
+                (template.prompt(item.text, shown_options(item, form)), said_answers(item, form)[item.right])
+                for item in task.train
+            ]
+        case QuestionTask():
+            template = task.config.prompt_template()
+            return [(template.prompt(item.text, context=item.context), item.right_answers[0]) for item in task.train]
+
+
 def list_examples(
     task: ExtractionTask, tokenizer: PreTrainedTokenizerBase, *, max_item_tokens: int, context: int
 ) -> Examples:
@@ -116,9 +133,8 @@ def label_examples(
     Raises:
         DataError: the longest label leaves no room for a prompt in the model's `context`.
     """
-    template = task.prompt_template()
+    prompts = [prompt for prompt, _ in shown_and_said(task, "text")]
     said = dict(zip(task.labels, answer_tokens(tokenizer, task.verbalizers), strict=True))
-    prompts = [template.prompt(item.text) for item in task.train]
     answers = [said[item.label] for item in task.train]
     ids = [item.id for item in task.train]
     longest = max(map(len, said.values()))
@@ -133,9 +149,8 @@ def choice_examples(
     Raises:
         DataError: the longest right option leaves no room for a prompt in the model's `context`.
     """
-    template = task.config.prompt_template(form)
-    prompts = [template.prompt(item.text, shown_options(item, form)) for item in task.train]
-    answers = answer_tokens(tokenizer, [said_answers(item, form)[item.right] for item in task.train])
+    texts = shown_and_said(task, form)
+    prompts, answers = [prompt for prompt, _ in texts], answer_tokens(tokenizer, [answer for _, answer in texts])
     ids = [item.id for item in task.train]
     longest = max(map(len, answers))
     return _written(ids, prompts, answers, tokenizer, max_item_tokens=max_item_tokens, context=context, longest=longest)
@@ -149,9 +164,8 @@ def answer_examples(
     Raises:
         DataError: the longest right answer leaves no room for a prompt in the model's `context`.
     """
-    template = task.config.prompt_template()
-    prompts = [template.prompt(item.text, context=item.context) for item in task.train]
-    answers = answer_tokens(tokenizer, [item.right_answers[0] for item in task.train])
+    texts = shown_and_said(task, "text")
+    prompts, answers = [prompt for prompt, _ in texts], answer_tokens(tokenizer, [answer for _, answer in texts])
     ids = [item.id for item in task.train]
     longest = max(map(len, answers))
     return _written(ids, prompts, answers, tokenizer, max_item_tokens=max_item_tokens, context=context, longest=longest)
@@ -243,6 +257,44 @@ def label_set_examples(
     return Examples(examples, {"texts in several windows": windowed, "texts without a token": empty}, len(task.train))
 
 
+@dataclass(frozen=True)
+class RecordTexts:
+    """The windows of documents and the records that they own: `ids`, prompts and answers as texts; `counts` as
+    `record_examples` has them."""
+
+    ids: list[str]
+    prompts: list[str]
+    answers: list[str]
+    counts: dict[str, int]
+
+
+def record_texts(
+    task: ExtractionTask, tokenizer: PreTrainedTokenizerBase, *, max_item_tokens: int, max_new_tokens: int, context: int
+) -> RecordTexts:
+    """What `record_examples` turns into tokens."""
+    template = PromptTemplate(task.config.prompt_template().source, verbalizers=task.trained_labels)
+    prompts = RecordPrompts(
+        tokenizer, template, (), size=max_item_tokens, max_new_tokens=max_new_tokens, context=context
+    )
+    ids: list[str] = []
+    shown: list[str] = []
+    said: list[str] = []
+    counts = Counter[str]()
+    for document in task.train:
+        parts = prompts.parts(document.text)
+        counts["documents in several windows"] += len(parts) > 1
+        owned = [[part.to_part(span) for span in document.spans if part.owns(span)] for part in parts]
+        counts["spans that no window shows whole"] += len(document.spans) - sum(map(len, owned))
+        for number, (part, spans) in enumerate(zip(parts, owned, strict=True)):
+            answer = written_records(part.text, spans)
+            again = set(locate(parse_records(answer).records, part.text)[0])
+            counts["spans that their record does not find"] += len(set(spans) - again)
+            ids.append(f"{document.id}/{number}")
+            shown.append(prompts.prompt(part))
+            said.append(answer)
+    return RecordTexts(ids, shown, said, dict(counts))
+
+
 def record_examples(
     task: ExtractionTask, tokenizer: PreTrainedTokenizerBase, *, max_item_tokens: int, max_new_tokens: int, context: int
 ) -> Examples:
@@ -252,32 +304,21 @@ def record_examples(
     `counts` has the documents of several windows, the spans that no window shows whole, those that a search for their
     record does not find again, and the windows whose answer is longer than `max_new_tokens`: they are left out.
     """
-    template = PromptTemplate(task.config.prompt_template().source, verbalizers=task.trained_labels)
-    prompts = RecordPrompts(
-        tokenizer, template, (), size=max_item_tokens, max_new_tokens=max_new_tokens, context=context
+    texts = record_texts(
+        task, tokenizer, max_item_tokens=max_item_tokens, max_new_tokens=max_new_tokens, context=context
     )
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    asked, answers = prompt_tokens(tokenizer, texts.prompts), answer_tokens(tokenizer, texts.answers)
     examples: list[Example] = []
-    counts = Counter[str]()
-    for document in task.train:
-        parts = prompts.parts(document.text)
-        counts["documents in several windows"] += len(parts) > 1
-        owned = [[part.to_part(span) for span in document.spans if part.owns(span)] for part in parts]
-        counts["spans that no window shows whole"] += len(document.spans) - sum(map(len, owned))
-        asked = prompt_tokens(tokenizer, [prompts.prompt(part) for part in parts])
-        said = [written_records(part.text, spans) for part, spans in zip(parts, owned, strict=True)]
-        answers = answer_tokens(tokenizer, said)
-        for number, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
-            again = set(locate(parse_records(said[number]).records, parts[number].text)[0])
-            counts["spans that their record does not find"] += len(set(owned[number]) - again)
-            if len(answer) + len(end) > max_new_tokens:
-                counts["windows with too long an answer"] += 1
-                continue
-            supervised = np.zeros(len(prompt) + len(answer) + len(end), dtype=bool)
-            supervised[len(prompt) :] = True
-            tokens = np.array(prompt + answer + end, dtype=np.int64)
-            examples.append(Example(f"{document.id}/{number}", tokens, supervised))
-    return Examples(examples, dict(counts), len(task.train))
+    for name, prompt, answer in zip(texts.ids, asked, answers, strict=True):
+        if len(answer) + len(end) > max_new_tokens:
+            continue
+        supervised = np.zeros(len(prompt) + len(answer) + len(end), dtype=bool)
+        supervised[len(prompt) :] = True
+        examples.append(Example(name, np.array(prompt + answer + end, dtype=np.int64), supervised))
+    too_long = len(texts.ids) - len(examples)
+    counts = texts.counts | ({"windows with too long an answer": too_long} if too_long else {})
+    return Examples(examples, counts, len(task.train))
 
 
 def item_of(example: str) -> str:

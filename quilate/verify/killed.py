@@ -92,7 +92,7 @@ def copied_inputs(examined: Examined, rows: Sequence[Example], folder: Path) -> 
     Raises:
         DataError: an input is not whole.
     """
-    ids = {row.id for row in rows}
+    ids = {examined.item_of(row) for row in rows}
     inputs = dict(examined.context.inputs)
     if isinstance(examined.config, FinetuneConfig):
         assert examined.task is not None

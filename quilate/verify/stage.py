@@ -23,16 +23,27 @@ from quilate.models.tuning.merge import merged
 from quilate.phases import finetune, sft
 from quilate.phases.conversations import stored_conversations
 from quilate.phases.example_training import plan_batches
-from quilate.phases.examples import label_examples
+from quilate.phases.examples import (
+    RecordTexts,
+    item_of,
+    record_examples,
+    record_texts,
+    shown_and_said,
+    written_examples,
+)
 from quilate.phases.finetune import FinetuneConfig
 from quilate.phases.search import config_of
 from quilate.phases.sft import SftConfig
 from quilate.phases.stage import StageContext, StageReport, model_of
 from quilate.rng import Streams, numpy_stream
 from quilate.tasks.classification import ClassificationTask
+from quilate.tasks.extraction import ExtractionTask
 from quilate.tasks.kinds import load_task
+from quilate.tasks.multiple_choice import ChoiceTask
+from quilate.tasks.question_answering import QuestionTask
 from quilate.tasks.task import Task
 from quilate.tokenization.chat import ChatTemplate
+from quilate.tokenization.segments import answer_tokens, prompt_tokens
 from quilate.verify.certificate import DoesNotApply
 
 WORK = ".verify"  # in the stage's folder, gone when the certificate is written
@@ -54,11 +65,13 @@ class TrainedExamples:
         examples: as the phase makes them.
         whole: each row's tokens before anything was cut, by the examples' ids; rows that were dropped are in it too.
         counts: what the phase says of cut and dropped rows.
+        items: how many training items stand behind the examples; a document may have several.
     """
 
     examples: Sequence[Example]
     whole: dict[str, int]
     counts: dict[str, int]
+    items: int
 
 
 class Examined:
@@ -95,17 +108,26 @@ class Examined:
         self.config, self.trial = _trained_config(context.config, manifest)
         self.context = replace(context, config=self.config)
         self.task = load_task(context.inputs["task"] / "task") if "task" in context.inputs else task
-        if isinstance(self.config, FinetuneConfig) and not isinstance(self.task, ClassificationTask):
+        if isinstance(self.config, FinetuneConfig) and not self._writes():
             kind = self.task.config.kind if self.task is not None else "unknown"
             raise UsageError(
-                f"{context.folder.name} is trained on a task of the kind {kind}, which `verify` does not know yet",
-                hint="name a stage trained on a classification task, or an sft stage",
+                f"{context.folder.name} trains a classifier of {kind}, which `verify` does not know yet",
+                hint="name a stage whose model writes its answers (labels, options, texts, records), or an sft stage",
             )
         if isinstance(self.config, FinetuneConfig) and self.task is not None:
             self.task = self.config.what_is_learned(self.task, context.seed)
         self.base = model_of(context.inputs["model"])
         self.dtype = compute_dtype(self.config.precision)
         self.work = context.folder / WORK
+
+    def _writes(self) -> bool:
+        """Whether the model learns to write its answers; a head on hidden states is known too."""
+        match self.task:
+            case ExtractionTask():
+                return isinstance(self.config, FinetuneConfig) and self.config.answer == "records"
+            case ClassificationTask() | ChoiceTask() | QuestionTask():
+                return True
+        return False
 
     @property
     def is_head(self) -> bool:
@@ -146,19 +168,33 @@ class Examined:
             return self._trained_conversations(min(self.config.length, context))
         if self.is_head:
             raise DoesNotApply(HEAD)
-        assert isinstance(self.task, ClassificationTask)  # others were refused
-        context -= self.config.tokens_before()
-        limits = {"max_item_tokens": self.config.max_item_tokens, "context": context}
-        made = label_examples(self.task, self.tokenizer, **limits)
+        limits = {"max_item_tokens": self.config.max_item_tokens, "context": context - self.config.tokens_before()}
+        if isinstance(self.task, ExtractionTask):
+            most = self.config.max_new_tokens
+            made = record_examples(self.task, self.tokenizer, max_new_tokens=most, **limits)
+            texts = record_texts(self.task, self.tokenizer, max_new_tokens=most, **limits)
+            return TrainedExamples(made.examples, self._whole_windows(texts), made.counts, made.rows)
+        assert self.task is not None  # a fine-tuning stage has one
+        form = self.config.option_form()
+        made = written_examples(self.task, form, self.tokenizer, **limits)
         unlimited = {"max_item_tokens": NO_LIMIT, "context": NO_LIMIT}
-        whole = label_examples(self.task, self.tokenizer, **unlimited)
-        return TrainedExamples(made.examples, _lengths(whole.examples), made.counts)
+        whole = written_examples(self.task, form, self.tokenizer, **unlimited)
+        return TrainedExamples(made.examples, _lengths(whole.examples), made.counts, made.rows)
+
+    def _whole_windows(self, texts: RecordTexts) -> dict[str, int]:
+        """Tokens of every window and its answer, those too long an answer among them."""
+        end = self.tokenizer.eos_token_id is not None
+        asked = prompt_tokens(self.tokenizer, texts.prompts)
+        answers = answer_tokens(self.tokenizer, texts.answers)
+        return {
+            id: len(prompt) + len(answer) + end for id, prompt, answer in zip(texts.ids, asked, answers, strict=True)
+        }
 
     def _trained_conversations(self, length: int) -> TrainedExamples:
         quiet = replace(self.context, note=lambda _: None)
         train, _ = sft.training_examples(quiet, self.template, length)
         whole, _ = sft.training_examples(quiet, self.template, NO_LIMIT)
-        return TrainedExamples(train.examples, _lengths(whole.examples), dict(train.counts))
+        return TrainedExamples(train.examples, _lengths(whole.examples), dict(train.counts), len(train.examples))
 
     @cached_property
     def batches(self) -> ExampleBatches:
@@ -192,8 +228,31 @@ class Examined:
         return chosen
 
     def shortest(self, count: int) -> list[Example]:
-        """The rows of fewest tokens, for what needs training steps."""
-        return sorted(self.trained.examples, key=lambda e: (len(e.tokens), e.id))[:count]
+        """The rows of fewest tokens, for what needs training steps; of a document that is among them, every window."""
+        by_item: dict[str, list[Example]] = {}
+        for example in self.trained.examples:
+            by_item.setdefault(self.item_of(example), []).append(example)
+        groups = sorted(by_item.values(), key=lambda own: (sum(len(e.tokens) for e in own), own[0].id))
+        return [example for own in groups[:count] for example in own]
+
+    def item_of(self, example: Example) -> str:
+        """The id of the item, or conversation, that an example is made of."""
+        windows = isinstance(self.task, ExtractionTask) and isinstance(self.config, FinetuneConfig)
+        return item_of(example.id) if windows else example.id
+
+    def texts(self) -> dict[str, tuple[str, str]]:
+        """(prompt, answer) of every row that the stage trains on, by the examples' ids; see `trained` for errors."""
+        assert isinstance(self.config, FinetuneConfig)
+        if isinstance(self.task, ExtractionTask):
+            made = record_texts(
+                self.task, self.tokenizer, max_item_tokens=self.config.max_item_tokens,
+                max_new_tokens=self.config.max_new_tokens,
+                context=context_of_directory(self.base) - self.config.tokens_before(),
+            )  # fmt: skip
+            return dict(zip(made.ids, zip(made.prompts, made.answers, strict=True), strict=True))
+        assert isinstance(self.task, ClassificationTask | ChoiceTask | QuestionTask)  # others were refused
+        pairs = shown_and_said(self.task, self.config.option_form())
+        return dict(zip([item.id for item in self.task.train], pairs, strict=True))
 
     def untrained(self) -> PreTrainedModel:
         """The model as it is before the first step, without dropout, which would tell two gradients apart."""

@@ -13,9 +13,9 @@ from quilate.errors import UsageError
 from quilate.models.load import load_tokenizer
 from quilate.phases.conversations import stored_conversations
 from quilate.phases.sft import SftConfig
-from quilate.tasks.classification import ClassificationTask
 from quilate.tasks.labels import Item
 from quilate.tasks.leaks import Leaks, find_leaks
+from quilate.tasks.templates import PromptTemplate
 from quilate.tokenization.segments import opening_tokens
 from quilate.verify.certificate import DoesNotApply, Finding
 from quilate.verify.stage import HEAD, Examined
@@ -29,7 +29,8 @@ def token_counts(examined: Examined) -> Finding:
     empty = sum(example.supervised_tokens == 0 for example in trained.examples)
     visited = [batches.examples[i] for step in batches.plan for i in step]
     figures: dict[str, float | int | str] = {
-        "rows": len(kept),
+        "rows": trained.items,
+        **({"windows": len(kept)} if trained.items != len(kept) else {}),
         "tokens": sum(kept.values()),
         "supervised tokens": supervised,
         "masked tokens": sum(kept.values()) - supervised,
@@ -56,7 +57,7 @@ def token_counts(examined: Examined) -> Finding:
 
 
 def _said(examined: Examined, against: str) -> str:
-    rows = f"{len(examined.trained.examples):,} rows made again by the stage's own functions"
+    rows = f"{examined.trained.items:,} rows made again by the stage's own functions"
     return f"{rows}{examined.trial and f', for {examined.trial}'}; {against}"
 
 
@@ -72,7 +73,7 @@ def _recorded(manifest: Mapping[str, Any]) -> dict[str, int]:
 
 
 def template_round_trip(examined: Examined) -> Finding:
-    """Chat: the rendered ids are those of the tokenizer's own `apply_chat_template`. Labels: prompt and label as one
+    """Chat: the rendered ids are those of the tokenizer's own `apply_chat_template`. Tasks: prompt and answer as one
     text have the ids trained on, or these ids decode to that text."""
     if examined.is_head:
         raise DoesNotApply(HEAD)
@@ -83,7 +84,7 @@ def template_round_trip(examined: Examined) -> Finding:
     place = "the saved directory's" if saved else "the base's"
     if isinstance(examined.config, SftConfig):
         return _chat_round_trip(examined, tokenizer, place)
-    return _label_round_trip(examined, tokenizer, place)
+    return _answer_round_trip(examined, tokenizer, place)
 
 
 def _chat_round_trip(examined: Examined, tokenizer: PreTrainedTokenizerBase, place: str) -> Finding:
@@ -102,22 +103,19 @@ def _chat_round_trip(examined: Examined, tokenizer: PreTrainedTokenizerBase, pla
     )  # fmt: skip
 
 
-def _label_round_trip(examined: Examined, tokenizer: PreTrainedTokenizerBase, place: str) -> Finding:
-    task, trained = examined.task, examined.trained
-    assert isinstance(task, ClassificationTask)  # others were refused
-    template = task.prompt_template()
+def _answer_round_trip(examined: Examined, tokenizer: PreTrainedTokenizerBase, place: str) -> Finding:
+    trained, texts = examined.trained, examined.texts()
     opening = opening_tokens(tokenizer)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    texts = {i.id: (template.prompt(i.text), template.answer(task.verbalizer(i.label))) for i in task.train}
     counts: Counter[str] = Counter()
     for example in trained.examples:
-        prompt, answer = texts[example.id]
+        prompt, answer = texts[example.id][0], PromptTemplate.answer(texts[example.id][1])
         tokens = example.tokens.tolist()
         first = int(example.supervised.argmax())
         learned = tokenizer.decode(tokens[first : len(tokens) - len(end)], clean_up_tokenization_spaces=False)
-        counts["labels differ"] += learned.strip() != answer.strip() or tokens[len(tokens) - len(end) :] != end
+        counts["answers differ"] += learned.strip() != answer.strip() or tokens[len(tokens) - len(end) :] != end
         if len(tokens) < trained.whole[example.id]:
-            counts["cut rows, their label checked alone"] += 1
+            counts["cut rows, their answer checked alone"] += 1
             continue
         body = tokens[len(opening) : len(tokens) - len(end)]
         own = tokenizer(prompt + answer, add_special_tokens=False, split_special_tokens=True).input_ids
@@ -125,10 +123,10 @@ def _label_round_trip(examined: Examined, tokenizer: PreTrainedTokenizerBase, pl
             counts["rows whose border the tokenizer would divide otherwise"] += 1
             decoded = tokenizer.decode(body, clean_up_tokenization_spaces=False)
             counts["prompts differ"] += decoded.strip() != (prompt + answer).strip()
-    differing = counts["labels differ"] + counts["prompts differ"]
+    differing = counts["answers differ"] + counts["prompts differ"]
     return Finding(
-        f"{len(trained.examples):,} rows as trained on, against prompt and label as one text, by {place} tokenizer; "
-        "the label decoded from what is supervised, and the end of sequence after it",
+        f"{len(trained.examples):,} rows as trained on, against prompt and answer as one text, by {place} tokenizer; "
+        "the answer decoded from what is supervised, and the end of sequence after it",
         differing, 0, "rows differ", "", dict(counts),
     )  # fmt: skip
 

@@ -35,6 +35,7 @@ from quilate.verify.stage import Examined
 from quilate.verify.trained_on import leaks, template_round_trip, token_counts
 
 LABELS = ("sí", "no")
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def write_sources(folder: Path) -> None:
@@ -331,3 +332,37 @@ def test_an_arm_that_learns_from_some_rows_passes(
     assert tokens["prompts cut"] > 0
     assert ("the chosen of 2 trials (lr 0.0" in checks["token counts"]["compared"]) == ("search" in arm)
     assert checks["kill and resume"]["figures"]["rows"] == 8
+
+
+KINDS = {
+    "tiny-choice": {"answer": "letter"},
+    "tiny-questions": {"max_new_tokens": 12},
+    "tiny-records": {"answer": "records", "max_item_tokens": 24, "max_new_tokens": 64},
+}
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_models_that_write_options_answers_and_records_pass(
+    name: str, tmp_path: Path, llama_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same checks; of records a document may be several rows, and a broken task is found."""
+    value = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    common = {"kind": "finetune", "method": "lora", "precision": "fp32", "batch_size": 6, "epochs": 1}
+    value |= {"base": str(llama_directory), "arms": {"few": common | KINDS[name]}}
+    wanted = validate(Recipe, value, source="t")
+    for path in RECIPES.glob("tiny-*.json*"):
+        shutil.copy(path, tmp_path)
+    run = made(tmp_path, wanted, ["task", "base", "few-s0"])
+    code, found = certificate(run, "few", capsys)
+    assert (code, failed(found)) == (0, [])
+    checks = {check["name"]: check for check in found["checks"]}
+    assert all(check["outcome"] == "pass" for check in checks.values())
+    tokens = checks["token counts"]["figures"]
+    assert tokens["rows"] == value["task"]["split"]["train"]
+    assert ("windows" in tokens) == (name == "tiny-records")
+    items = folder_of(run, "task") / "task"
+    path = next(p for p in items.rglob("*.jsonl") if "train" in p.name)
+    first, *others = read_jsonl(path)
+    first |= {"text": f"Ayer dijo: {first['text']}"} | ({"spans": []} if "spans" in first else {})
+    alter(path, [first, *others], folder_of(run, "task"))
+    assert token_counts(examined(run, "few-s0")).as_check("").outcome == "fail"
