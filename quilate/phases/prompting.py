@@ -177,8 +177,10 @@ def solved_questions(items: Sequence[Item]) -> list[tuple[str, str, str]]:
 
 def nearest_of(shown: Shown, trial: Trial) -> int | None:
     """How many of what is shown each item is given; None if all."""
-    assert not shown.own or isinstance(trial.shots, int)  # `fit` goes with a `Pool`, or is refused
-    return trial.shots if shown.own and isinstance(trial.shots, int) else None
+    if not shown.own:
+        return None
+    assert isinstance(trial.shots, int)  # `fit` goes with a `Pool`, or is refused
+    return trial.shots
 
 
 def pool_of(
