@@ -115,6 +115,9 @@ def test_examples_that_do_not_fit_are_left_out_and_counted(kind: str, tmp_path: 
     assert more.report.counts == {"demonstrations that did not fit": train - kept}
     found = answer(arm.task, arm.scorer, arm.task.test, lambda *_: None)
     assert found.cut == 0
+    if kind == "extraction":  # a document keeps its room beside the examples, the answer and the slack
+        [prompts] = arm.scorer.prompts([arm.task.test[0].text])[0]
+        assert prompts._size == CONTEXT // 3
 
 
 def test_documents_after_their_own_nearest(tmp_path: Path, llama_directory: Path) -> None:

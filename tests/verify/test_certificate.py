@@ -360,6 +360,7 @@ def test_models_that_write_options_answers_and_records_pass(
     tokens = checks["token counts"]["figures"]
     assert tokens["rows"] == value["task"]["split"]["train"]
     assert ("windows" in tokens) == (name == "tiny-records")
+    assert checks["kill and resume"]["figures"]["steps"] == 20  # every window of the documents that were chosen counts
     items = folder_of(run, "task") / "task"
     path = next(p for p in items.rglob("*.jsonl") if "train" in p.name)
     first, *others = read_jsonl(path)
