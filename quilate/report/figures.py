@@ -231,7 +231,8 @@ def confusion(counts_by_row: list[list[int]], labels: list[str], t: Language) ->
     cell = 0.30
     longest = min(max(map(len, labels)), 44)
     with mpl.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(size * cell + longest * 0.083 + 0.8, size * cell + 0.9), layout="constrained")
+        width = max(size * cell + longest * 0.083 + 0.8, 4.6)  # the words below want this much, however few the labels
+        figure = Figure(figsize=(width, size * cell + 0.9), layout="constrained")
         axes = figure.add_subplot()
         for row, counts in enumerate(counts_by_row):
             total = sum(counts)
