@@ -14,10 +14,9 @@ from quilate.curation.languages import Identifier
 from quilate.curation.linewise import correct_lines
 from quilate.curation.personal import PersonalDataConfig, Redactor
 from quilate.curation.streams import Broken
-from quilate.curation.tally import Tally
+from quilate.curation.tally import EXAMPLES, Tally
 from quilate.curation.urls import UrlRules
 
-EXAMPLES = 3  # kept of every rule
 EXAMPLE_CHARACTERS = 400
 
 # Takes a text and the tally; gives the text, corrected perhaps, and the rule that drops it, or None.

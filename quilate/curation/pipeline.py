@@ -5,15 +5,18 @@
 2. The hashes of all documents together say which are near-duplicates, then which passages stand elsewhere.
 3. The survivors are cut, held against the test items, cleared of personal data, and written.
 
-Text is never held in memory but for the document at hand; of every surviving document 128 bytes of hashes are, and of
+The first and the last are shared by as many processes as there are cores; what they leave does not depend on how many.
+Text is never held in memory but for the documents at hand; of every surviving document 128 bytes of hashes are, and of
 its passages one byte a token. Disk holds the shards and 16 bytes a token, until it is done.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,13 @@ from numpy.typing import NDArray
 
 from quilate import faults
 from quilate.curation.config import CurateConfig
+from quilate.curation.crew import Crew, usable_cores
 from quilate.curation.decontaminate import HeldOutItems
-from quilate.curation.documents import Refused
-from quilate.curation.extraction import Extractor
+from quilate.curation.documents import Raw, Refused
 from quilate.curation.filtering import DocumentRules, count
-from quilate.curation.hashing import hash_of
-from quilate.curation.minhash import MinHasher, first_of_each_group
-from quilate.curation.personal import Recognizer, Redactor
+from quilate.curation.judging import chunks, cleaning, hash_columns, judging
+from quilate.curation.minhash import first_of_each_group
+from quilate.curation.personal import Recognizer
 from quilate.curation.shards import rows, writing
 from quilate.curation.sources import Place, files_of, read
 from quilate.curation.substrings import RepeatedRuns, cut
@@ -37,6 +40,7 @@ from quilate.errors import DataError, explained_os_errors
 from quilate.files import make_folder, read_json, write_bytes, write_json, write_jsonl
 
 OUTPUT = "documents.jsonl.zst"
+SHARED_BYTES = 4_000_000  # guess: of less, other processes start for longer than they work
 _LISTED = 1_000  # set-aside records that are named of one file; all are counted
 
 
@@ -112,56 +116,46 @@ def _filter_files(config: CurateConfig, base: Path, work: Path, watch: Watch) ->
         for path in paths
     ]
     shards: list[_Shard] = []
-    rules: DocumentRules | None = None
-    with Extractor(config.limits) as extractor:
+    size = sum(path.lstat().st_size for _, _, path in listed)
+    with Crew(partial(judging, config, base), _processes_for(size)) as crew:
         for number, (name, root, path) in enumerate(listed):
             shard = _Shard(work / f"{number:06d}")
             shards.append(shard)
             if not (shard.folder / "tally.json").exists():  # written last
-                rules = rules or DocumentRules(config, base)
                 place = Place(name, str(path.relative_to(root)), config.sources[name], config.limits)
-                _filter_file(path, place, shard, rules, extractor, config, watch)
+                _filter_file(path, place, shard, crew, config, watch)
                 faults.at("curate.file")
             watch.progress(number + 1, len(listed), "files")
     return shards
 
 
-def _filter_file(
-    path: Path,
-    place: Place,
-    shard: _Shard,
-    rules: DocumentRules,
-    extractor: Extractor,
-    config: CurateConfig,
-    watch: Watch,
-) -> None:
+def _processes_for(size: int) -> int:
+    """One for little: another takes a second to start."""
+    return usable_cores() if size >= SHARED_BYTES else 1
+
+
+def _filter_file(path: Path, place: Place, shard: _Shard, crew: Crew, config: CurateConfig, watch: Watch) -> None:
     make_folder(shard.folder)
     tally = Tally()
     tally.source(place.source)
     refused: list[dict[str, str]] = []
-    hashes: list[NDArray[np.uint64]] = []
-    hasher = MinHasher(config.near_duplicates) if config.near_duplicates is not None else None
+    hashes: list[NDArray[np.uint64]] = [np.empty((0, hash_columns(config)), np.uint64)]
+    questions = ((place.source, items) for items in chunks(read(path, place), _size_of))
     with writing(shard.documents) as write:
-        for item in read(path, place):
-            watch.check()
-            if isinstance(item, Refused):
-                tally.refused[item.reason] += 1
-                refused.append({"source": place.source, "place": item.place, "reason": item.reason})
-                continue
-            before = tally.refused.copy()
-            document = rules.pass_through(item, place.source, extractor, tally)
-            refused += [{"source": place.source, "place": item.place, "reason": r} for r in (tally.refused - before)]
-            if document is None:
-                continue
-            write(id=document.id, text=document.text, source=document.source, url=document.url)
-            own = [hash_of(document.id), hash_of(document.url) if document.url else 0]
-            bands = hasher.bands(document.text) if hasher is not None else np.empty(0, np.uint64)
-            hashes.append(np.concatenate([np.array(own, np.uint64), bands]))
+        for judged in crew.each(questions, watch.check):
+            tally.add(judged.tally)
+            hashes.append(judged.hashes)
+            refused += [{"source": place.source, "place": at, "reason": reason} for at, reason in judged.refused]
+            for document in judged.documents:
+                write(id=document.id, text=document.text, source=document.source, url=document.url)
     tally.encodings.update(place.encodings)
-    width = 2 + (config.near_duplicates.bands if config.near_duplicates is not None else 0)
-    _save(shard.folder / "hashes.npy", np.array(hashes, np.uint64).reshape(-1, width))
+    _save(shard.folder / "hashes.npy", np.concatenate(hashes))
     write_json(shard.folder / "refused.json", refused[:_LISTED])
     write_json(shard.folder / "tally.json", tally.as_json())
+
+
+def _size_of(item: Raw | Refused) -> int:
+    return len(item.content) if isinstance(item, Raw) else 0
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
@@ -232,10 +226,10 @@ class _Last:
         self, config: CurateConfig, items: HeldOutItems, recognizers: Sequence[Recognizer], rules: DocumentRules
     ) -> None:
         self._config = config
-        self._items = items
         self._rules = rules
-        personal = config.personal_data
-        self._redactor = Redactor(personal, recognizers) if personal is not None else None
+        checked = items if config.decontaminate is not None else None
+        self._clean = partial(cleaning, checked, config.personal_data, recognizers)
+        self._shareable = not recognizers  # a model stays where it was loaded
 
     def write(
         self,
@@ -247,21 +241,44 @@ class _Last:
         watch: Watch,
     ) -> None:
         """Write the documents that stay."""
+        size = tally.steps["near_duplicates"].bytes_out
+        processes = _processes_for(size) if self._shareable else 1
+        taken: deque[list[dict[str, Any]]] = deque()  # whose texts are being cleaned
+
+        def texts() -> Iterator[list[str]]:
+            left = self._left_by_cutting(documents, kept, repeated, tally, watch)
+            for rows_ in chunks(left, lambda row: len(row["text"])):
+                taken.append(rows_)
+                yield [row["text"] for row in rows_]
+
+        with writing(path) as write, Crew(self._clean, processes) as crew:
+            for cleaned in crew.each(texts(), watch.check):
+                tally.add(cleaned.tally)
+                for row, text in zip(taken.popleft(), cleaned.texts, strict=True):
+                    if text is not None:
+                        faults.at("curate.write")
+                        tally.source(row["source"]).leave(len(text.encode()))
+                        write(**(row | {"text": text}))
+
+    def _left_by_cutting(
+        self,
+        documents: Iterator[dict[str, Any]],
+        kept: NDArray[np.bool_],
+        repeated: NDArray[np.bool_] | None,
+        tally: Tally,
+        watch: Watch,
+    ) -> Iterator[dict[str, Any]]:
+        """The documents that stay, without what stands elsewhere."""
         position = 0
-        with writing(path) as write:
-            for number, (row, stays) in enumerate(zip(documents, kept.tolist(), strict=True), start=1):
-                watch.check()
-                watch.progress(number, len(kept), "documents")
-                if not stays:
-                    continue
-                text: str | None = row["text"]
-                if repeated is not None:
-                    text, position = self._cut(row["text"], repeated, position, tally)
-                text = self._clean(text, tally) if text is not None else None
-                if text is not None:
-                    faults.at("curate.write")
-                    tally.source(row["source"]).leave(len(text.encode()))
-                    write(**(row | {"text": text}))
+        for number, (row, stays) in enumerate(zip(documents, kept.tolist(), strict=True), start=1):
+            watch.progress(number, len(kept), "documents")
+            if not stays:
+                continue
+            text: str | None = row["text"]
+            if repeated is not None:
+                text, position = self._cut(row["text"], repeated, position, tally)
+            if text is not None:
+                yield row | {"text": text}
 
     def _cut(self, text: str, repeated: NDArray[np.bool_], position: int, tally: Tally) -> tuple[str | None, int]:
         from quilate.curation.words import tokens
@@ -277,19 +294,6 @@ class _Last:
             self._rules.keep_example(tally, f"substrings: {rule}", text)
         goes_on = count(tally, "substrings", len(text.encode()), rule, len(left.encode()))
         return (left if goes_on else None), end
-
-    def _clean(self, text: str, tally: Tally) -> str | None:
-        size = len(text.encode())
-        if self._config.decontaminate is not None:
-            rule = self._items.broken(text)
-            if not count(tally, "decontaminate", size, rule, size):
-                return None
-        if self._redactor is None:
-            return text
-        redacted = self._redactor.redact(text)
-        tally.steps["personal_data"].changed.update(redacted.found)
-        goes_on = count(tally, "personal_data", size, redacted.drop, len(redacted.text.encode()))
-        return redacted.text if goes_on else None
 
 
 def _refuse_empty(tally: Tally) -> None:

@@ -10,6 +10,7 @@ STEPS = (
     "urls", "extraction", "language", "repetition", "quality", "lines", "near_duplicates", "substrings",
     "decontaminate", "personal_data",
 )  # fmt: skip
+EXAMPLES = 3  # kept of every rule
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Tally:
         ):
             counts.update(more)
         for rule, texts in other.examples.items():
-            self.examples.setdefault(rule, []).extend(texts)
+            self.examples[rule] = [*self.examples.get(rule, []), *texts][:EXAMPLES]
 
     def as_json(self) -> dict[str, Any]:
         return {
