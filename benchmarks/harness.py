@@ -31,7 +31,7 @@ from quilate.recipe.executors.subprocess import stage_environment
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "benchmarks"
 
-PACKAGES = ("quilate", "torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "cmeel-mimalloc")
+PACKAGES = ("quilate", "torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "datasets", "cmeel-mimalloc")
 PEAK_SIZE = {"bfloat16": 2048, "float32": 1024}  # n of the n x n matrices; larger ones measured no faster (guess)
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 

@@ -62,6 +62,11 @@ SECTIONS = {
         "From lines of text to a token shard with digests, against the `tokenizers` library that encodes and writes "
         "nothing.",
     ),
+    "curation": (
+        "Curation",
+        "Language, repetition, quality, lines, near-duplicates and personal data, by the same functions on both sides: "
+        "what differs is reading, sharing the work and keeping what is between two steps.",
+    ),
 }
 
 INTRODUCTION = """# Benchmarks

@@ -46,7 +46,7 @@ class DocumentRules:
             if not count(tally, "urls", size, rule, size):
                 return None
         try:
-            text = _normalized(extractor.text(raw))
+            text = normalized(extractor.text(raw))
         except Broken as broken:
             tally.refused[broken.reason] += 1
             count(tally, "extraction", size, broken.reason, size)
@@ -106,7 +106,7 @@ def count(tally: Tally, step: str, size: int, rule: str | None, left: int) -> bo
     return True
 
 
-def _normalized(text: str) -> str:
+def normalized(text: str) -> str:
     """Composed characters, one kind of line end, and no NUL."""
     plain = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
     return unicodedata.normalize("NFC", plain).strip()

@@ -172,7 +172,7 @@ def test_a_limit_that_does_not_limit_is_noticed(tmp_path: Path, monkeypatch: pyt
         tokenization.check_bounded(tmp_path, tmp_path, 0.01, 0.001)
 
 
-NEEDS = {"training": "trl", "lora": "trl", "memory": "trl", "reinforcement": "trl"}
+NEEDS = {"training": "trl", "lora": "trl", "memory": "trl", "reinforcement": "trl", "curation": "datasets"}
 
 
 def call_here(side: Side, settings: dict[str, Any], **_: Any) -> Any:
