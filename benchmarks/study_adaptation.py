@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from benchmarks.harness import ROOT
@@ -58,9 +59,19 @@ INTRODUCTION = """# Does adapting to clinical Spanish pay?
 Written by `python -m benchmarks.study_adaptation` from `recipes/study-adaptation.yaml` and
 `docs/studies/adaptation-cells.json`. An 11M causal base and its masked twin, pretrained on 2M tokens of general
 Spanish, are adapted in the ways of Gururangan et al. (2020) and then tuned on 1,000 labelled rows of three tasks, with
-three seeds: the causal one in full, of the masked one a head. The cells were listed before they were run. Scores are
-shares of right answers on 600 test items: the mean over seeds, and each seed's.
+three seeds: the causal one in full, of the masked one a head. The cells were listed before they were run, but for the
+two on a larger model. Scores are shares of right answers on 600 test items: the mean over seeds, and each seed's.
 """
+
+# Arms that are compared with the larger model, and the stages that made what they are tuned from.
+COMPARED: dict[str, list[str]] = {
+    "unadapted": ["causal"],
+    "with-dapt": ["causal", "dapt"],
+    "with-dapt-tapt": ["causal", "dapt", "dapt-tapt"],
+    "larger-head": [],
+    "larger-lora": [],
+}
+LARGER = "135M"
 
 Cell = Mapping[str, Any]
 
@@ -72,7 +83,15 @@ def with_runs(known: Mapping[str, Mapping[str, Sequence[Cell]]], runs: Path) -> 
         old = known.get(task, {"arms": [], "models": []})
         there = (runs / task / "run.json").exists()
         models = [
-            {"stage": m.stage, "tokens": m.train_tokens, "measure": m.measure, "before": m.before, "after": m.after}
+            {
+                "stage": m.stage,
+                "tokens": m.train_tokens,
+                "flops": m.flops,
+                "parameters": m.parameters,
+                "measure": m.measure,
+                "before": m.before,
+                "after": m.after,
+            }
             for m in (models_of(runs / task) if there else ())
         ]
         found[task] = {
@@ -89,6 +108,7 @@ def page_of(recipe: Recipe, found: Mapping[str, Mapping[str, Sequence[Cell]]]) -
         seeds = seeds_of(recipe, recipe.arms[arm])
         shown = [_score([c for c in found.get(task, {}).get("arms", []) if c["arm"] == arm], seeds) for task in TASKS]
         lines.append(f"| {arm} | {' | '.join(shown)} |")
+    lines += _against_a_larger_one(recipe, found)
     made = next((value["models"] for value in found.values() if value["models"]), [])
     corpora = list(recipe.corpora)
     lines += [
@@ -105,6 +125,34 @@ def page_of(recipe: Recipe, found: Mapping[str, Mapping[str, Sequence[Cell]]]) -
         tokens = f"{model['tokens']:,}" if model else NOT_RUN
         lines.append(f"| {stage} | {tokens} | {' | '.join(values)} |")
     return "\n".join([INTRODUCTION, *lines]) + "\n"
+
+
+def _against_a_larger_one(recipe: Recipe, found: Mapping[str, Mapping[str, Sequence[Cell]]]) -> list[str]:
+    """A small adapted model beside a larger one, by what they score and what they cost."""
+    lines: list[str] = []
+    for task, value in found.items():
+        made = {model["stage"].rpartition("-s")[0]: model for model in value["models"] if "flops" in model}
+        for arm, rows in COMPARED.items():
+            cells = [c for c in value["arms"] if c["arm"] == arm and c.get("flops") is not None]
+            if not cells or any(stage not in made for stage in rows):
+                continue
+            before = sum(made[stage]["flops"] for stage in rows)
+            score = _score(cells, seeds_of(recipe, recipe.arms[arm]))
+            size = f"{made[rows[-1]]['parameters'] / 1e6:.0f}M" if rows else LARGER
+            spent = [f"{flops / 1e12:,.0f}" for flops in (before, mean(c["flops"] for c in cells))]
+            seconds = f"{mean(c['seconds_per_1000'] for c in cells):,.0f}"
+            lines.append(f"| {task} | {arm} | {size} | {score} | {' | '.join(spent)} | {seconds} |")
+    if not lines:
+        return []
+    return [
+        "\n## A smaller adapted model against a larger one that was not\n",
+        "SmolLM2-135M has read 2T tokens, mostly English, at somebody else's cost; the small models have read what "
+        "stands below. Trillions of floating-point operations spent here, and seconds for 1,000 predictions on one "
+        "core with other work beside it: to be compared with one another only.\n",
+        "| task | arm | parameters | score | to pretrain and adapt | to fine-tune | 1,000 predictions |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        *lines,
+    ]
 
 
 def _score(cells: Sequence[Cell], seeds: Sequence[int]) -> str:

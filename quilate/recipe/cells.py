@@ -24,8 +24,9 @@ from quilate.tasks.task import Task
 @dataclass(frozen=True)
 class Cell:
     """`score` is None where the cell was not run; `seconds` are those of the arm's own stage and its evaluation, not of
-    what it stands on, `seconds_to_make` those of its stage and `seconds_per_1000` of 1,000 predictions; `tried` are the
-    scores on development items of what the arm chose from; `load_average` is the load of the machine meanwhile."""
+    what it stands on, `seconds_to_make` those of its stage and `seconds_per_1000` of 1,000 predictions; `flops` are
+    those of its training, without what it stands on; `tried` are the scores on development items of what the arm chose
+    from; `load_average` is the load of the machine meanwhile."""
 
     arm: str
     seed: int
@@ -35,6 +36,7 @@ class Cell:
     seconds: float | None = None
     seconds_to_make: float | None = None
     seconds_per_1000: float | None = None
+    flops: float | None = None
     tried: list[float] | None = None
     load_average: float | None = None
     stages: dict[str, str] | None = None
@@ -69,6 +71,7 @@ def _cell(run: Path, name: str, stages: dict[str, dict[str, Any]], metric: str) 
         seconds=round(solved["cost"]["seconds"] + evaluated["cost"]["seconds"], 1),
         seconds_to_make=round(solved["cost"]["seconds"], 2),
         seconds_per_1000=round(evaluated["facts"]["seconds_per_1000"], 2),
+        flops=solved["cost"]["flops"],
         tried=[round(trial["score"], 4) for trial in solved["facts"].get("trials", [])] or None,
         load_average=max(float(m["measured"]["load_average"]) for m in (evaluated, solved)),
         stages={stage: stages[stage]["id"][:16] for stage in (solver, name)},
@@ -101,6 +104,7 @@ class MadeModel:
     kind: str
     train_tokens: int
     seconds: float
+    flops: float
     parameters: int
     measure: str
     before: dict[str, float]
@@ -118,8 +122,8 @@ def models_of(run: Path) -> list[MadeModel]:
             cost, facts = manifest["cost"], manifest["facts"]
             made.append(
                 MadeModel(
-                    name, stage["kind"], cost["train_tokens"], cost["seconds"], facts["parameters"], facts["measure"],
-                    facts["before"] or {}, facts["after"], str(folder / "model"),
+                    name, stage["kind"], cost["train_tokens"], cost["seconds"], cost["flops"], facts["parameters"],
+                    facts["measure"], facts["before"] or {}, facts["after"], str(folder / "model"),
                 )
             )  # fmt: skip
     return made

@@ -80,6 +80,14 @@ def test_scores_of_adaptation_are_means_of_whole_rows_of_seeds() -> None:
     page = study_adaptation.page_of(recipe, {"codiesp": {"arms": cells, "models": [model]}})
     assert "| unadapted | not run | 55.0 (2 of 3 seeds: 50.0, 60.0) | not run |" in page
     assert "| dapt | 1,000,000 |" in page
+    assert "larger one" not in page  # what older cells do not say
+    costs = {"flops": 25e12, "seconds_per_1000": 18.0}
+    arms = [{"arm": arm, "seed": 0, "score": 0.5} | costs for arm in ("with-dapt", "larger-head", "larger-lora")]
+    sizes = {"flops": 60e12, "parameters": 10_059_840, "after": {}, "tokens": 5}
+    models = [{"stage": stage} | sizes for stage in ("causal-s0", "dapt-s0")]
+    page = study_adaptation.page_of(recipe, {"headqa": {"arms": arms, "models": models}})
+    assert "| headqa | with-dapt | 10M | 50.0 (1 of 3 seeds) | 120 | 25 | 18 |" in page
+    assert "| headqa | larger-head | 135M | 50.0 | 0 | 25 | 18 |" in page
     cells[2]["score"] = 0.7
     page = study_adaptation.page_of(recipe, {"codiesp": {"arms": cells, "models": []}})
     assert "| unadapted | not run | 60.0 (50.0, 60.0, 70.0) | not run |" in page
