@@ -133,14 +133,15 @@ def _against_a_larger_one(recipe: Recipe, found: Mapping[str, Mapping[str, Seque
     for task, value in found.items():
         made = {model["stage"].rpartition("-s")[0]: model for model in value["models"] if "flops" in model}
         for arm, rows in COMPARED.items():
-            cells = [c for c in value["arms"] if c["arm"] == arm and c.get("flops") is not None]
-            if not cells or any(stage not in made for stage in rows):
+            cells = [c for c in value["arms"] if c["arm"] == arm]
+            counted = [c for c in cells if c.get("flops") is not None]  # older cells do not say
+            if not counted or any(stage not in made for stage in rows):
                 continue
             before = sum(made[stage]["flops"] for stage in rows)
             score = _score(cells, seeds_of(recipe, recipe.arms[arm]))
             size = f"{made[rows[-1]]['parameters'] / 1e6:.0f}M" if rows else LARGER
-            spent = [f"{flops / 1e12:,.0f}" for flops in (before, mean(c["flops"] for c in cells))]
-            seconds = f"{mean(c['seconds_per_1000'] for c in cells):,.0f}"
+            spent = [f"{flops / 1e12:,.0f}" for flops in (before, mean(c["flops"] for c in counted))]
+            seconds = f"{mean(c['seconds_per_1000'] for c in counted):,.0f}"
             lines.append(f"| {task} | {arm} | {size} | {score} | {' | '.join(spent)} | {seconds} |")
     if not lines:
         return []
