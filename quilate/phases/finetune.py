@@ -8,6 +8,7 @@ text may have several labels, they train a classifier of texts with a sigmoid fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +17,9 @@ import torch
 from pydantic import Field, model_validator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quilate.data.packing import PackedBatch
+from quilate.data.packing import Example
 from quilate.engine.label_sets import LabelSetLoss
 from quilate.engine.language_modelling import LanguageModellingLoss
-from quilate.engine.loop import LossFunction
 from quilate.files import atomic_folder
 from quilate.inference.label_sets import LabelSetScorer
 from quilate.inference.records import RecordTagger
@@ -222,11 +222,11 @@ def _run_weights(context: StageContext[FinetuneConfig], task: Task, base: Path) 
     streams = Streams(context.seed)
     dtype = compute_dtype(config.precision)
     tokenizer = load_tokenizer(base)
-    model, base = _load(task, base, tokenizer, config, context.folder / "base")
-    made = _examples(task, model, tokenizer, config)
+    model, base = load_for_task(task, base, tokenizer, config, context.folder / "base")
+    made = examples_of(task, model, tokenizer, config)
     model = made_trainable(model, config, base)
     batches = plan_batches(config, made.examples, context.seed)
-    loss, rates = _loss(task, model, made), rates_by_layer(model, config)
+    loss, rates = loss_of(task, model, made.examples), rates_by_layer(model, config)
     result = train(context, model, batches, loss, streams, rate=config.rate(), rates=rates)
     save_trained(context.folder, model, tokenizer)
     _scorer(context.folder / "model", task, config).save(context.folder / "scorer")
@@ -250,12 +250,13 @@ def _run_weights(context: StageContext[FinetuneConfig], task: Task, base: Path) 
     )
 
 
-def _load(
+def load_for_task(
     task: Task, base: Path, tokenizer: PreTrainedTokenizerBase, config: FinetuneConfig, folder: Path
 ) -> tuple[PreTrainedModel, Path]:
-    """The model to train and the directory its weights are from: `folder`, if the base is an adapter."""
+    """The model to train and the directory its weights are from: `folder`, if the base is an adapter. A classifier on
+    it is fresh, drawn from torch's own stream."""
     dtype = compute_dtype(config.precision)
-    if not isinstance(task, ExtractionTask | MultiLabelTask) or config.answer == "records":
+    if not isinstance(task, ExtractionTask | MultiLabelTask) or writes_answers(task, config):
         return load_to_train(base, tokenizer, config, folder)
     if (base / "adapter_config.json").exists():
         _, base = merged(load_language_model(base, dtype=dtype), tokenizer, folder)
@@ -266,6 +267,11 @@ def _load(
         classifier.config.pad_token_id = padding
         return classifier, base
     return new_token_classifier(base, tag_names(task.trained_labels), dtype=dtype), base
+
+
+def writes_answers(task: Task, config: FinetuneConfig) -> bool:
+    """Whether a causal model learns to write; else a classifier of tokens or of texts is trained."""
+    return not isinstance(task, ExtractionTask | MultiLabelTask) or config.answer == "records"
 
 
 def load_to_train(
@@ -285,9 +291,10 @@ def load_to_train(
     return load_causal(base, dtype=dtype, quantize=config.quantize), base
 
 
-def _examples(
+def examples_of(
     task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: FinetuneConfig
 ) -> Examples:
+    """What the model is trained on."""
     sizes = {"max_item_tokens": config.max_item_tokens, "context": context_length(model) - config.tokens_before()}
     match task:
         case ExtractionTask() if config.answer == "records":
@@ -299,13 +306,13 @@ def _examples(
     return written_examples(task, config.option_form(), tokenizer, **sizes)
 
 
-def _loss(task: Task, model: PreTrainedModel, made: Examples) -> LossFunction[PackedBatch]:
+def loss_of(task: Task, model: PreTrainedModel, examples: Sequence[Example]) -> LanguageModellingLoss | LabelSetLoss:
     """What training lowers: the surprise at the answer's tokens or tags, or at a text's set of labels."""
     if not isinstance(task, MultiLabelTask):
         return LanguageModellingLoss(model)
     rows = torch.from_numpy(indicators(task.train, task.trained_labels).astype(np.float32))
     targets = dict(zip([item.id for item in task.train], rows, strict=True))
-    return LabelSetLoss(model, {example.id: targets[item_of(example.id)] for example in made.examples})
+    return LabelSetLoss(model, {example.id: targets[item_of(example.id)] for example in examples})
 
 
 def made_trainable(model: PreTrainedModel, config: TuningConfig, base: Path) -> PreTrainedModel:

@@ -13,14 +13,17 @@ import torch
 from transformers import PreTrainedModel
 
 from quilate.data.packing import Example, PackedBatch, pack, split_by_tokens
+from quilate.engine.label_sets import LabelSetLoss
 from quilate.engine.language_modelling import LanguageModellingLoss
 from quilate.engine.loop import optimizer_step
 from quilate.errors import ModelError
-from quilate.models.load import context_length, load_causal
+from quilate.models.load import context_length
 from quilate.optim.adamw import AdamW
 from quilate.rng import Streams
 from quilate.verify.certificate import TOLERANCE, DoesNotApply, Finding
 from quilate.verify.stage import HEAD, Examined, name_of
+
+Loss = LanguageModellingLoss | LabelSetLoss
 
 
 def packed_is_separate(examined: Examined) -> Finding:
@@ -33,11 +36,11 @@ def packed_is_separate(examined: Examined) -> Finding:
     rows = examined.sample
     if len(rows) < 2:
         raise DoesNotApply("one row cannot be packed beside another")
-    directory = examined.base if examined.manifest is None else examined.model_directory
-    model = load_causal(directory, dtype=examined.dtype)
-    loss = LanguageModellingLoss(model)
+    model = examined.loaded()
+    loss = examined.loss(model)
     tolerance = TOLERANCE[examined.dtype]
-    everywhere = [Example(row.id, row.tokens, np.ones(len(row.tokens), dtype=bool)) for row in rows]
+    # A text's labels are read at one place of it.
+    everywhere = rows if examined.classifies == "texts" else list(map(_every_token_a_target, rows))
     own, all_tokens = (_packed_against_alone(loss, part) for part in (rows, everywhere))
     control, why = _leaked(loss, model, everywhere)
     seen = control is None or control > tolerance
@@ -52,8 +55,12 @@ def packed_is_separate(examined: Examined) -> Finding:
     )  # fmt: skip
 
 
+def _every_token_a_target(row: Example) -> Example:
+    return replace(row, supervised=np.ones(len(row.tokens), dtype=bool))
+
+
 @torch.no_grad()
-def _packed_against_alone(loss: LanguageModellingLoss, rows: Sequence[Example]) -> float:
+def _packed_against_alone(loss: Loss, rows: Sequence[Example]) -> float:
     """How far apart they are, in nats per target."""
     packed = pack(rows)
     alone = sum(float(loss(pack([row]))) for row in rows)
@@ -61,7 +68,7 @@ def _packed_against_alone(loss: LanguageModellingLoss, rows: Sequence[Example]) 
 
 
 @torch.no_grad()
-def _leaked(loss: LanguageModellingLoss, model: PreTrainedModel, rows: Sequence[Example]) -> tuple[float | None, str]:
+def _leaked(loss: Loss, model: PreTrainedModel, rows: Sequence[Example]) -> tuple[float | None, str]:
     """How far the loss moves when documents see one another; None and why where that cannot be tried."""
     batch = pack(rows)
     one_document: PackedBatch = replace(batch, lengths=(batch.tokens,))
@@ -82,7 +89,7 @@ def accumulation_splits_agree(examined: Examined) -> Finding:
     if len(rows) < 2:
         raise DoesNotApply("one row cannot be divided into micro-batches")
     model = examined.untrained()
-    loss = LanguageModellingLoss(model)
+    loss = examined.loss(model)
     streams = Streams(examined.context.seed)
     parts = [[rows], split_by_tokens(rows, max(len(row.tokens) for row in rows)), [[row] for row in rows]]
     norms = []

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,8 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from quilate.data.batches import ExampleBatches
 from quilate.data.conversations import Conversation
 from quilate.data.packing import Example
+from quilate.engine.label_sets import LabelSetLoss
+from quilate.engine.language_modelling import LanguageModellingLoss
 from quilate.errors import UsageError
-from quilate.models.load import context_of_directory, load_causal, load_tokenizer
+from quilate.models.load import (
+    context_of_directory,
+    load_causal,
+    load_classifier,
+    load_token_classifier,
+    load_tokenizer,
+)
 from quilate.models.precision import compute_dtype
 from quilate.models.tuning.merge import merged
 from quilate.phases import finetune, sft
@@ -39,6 +47,7 @@ from quilate.rng import Streams, numpy_stream
 from quilate.tasks.classification import ClassificationTask
 from quilate.tasks.extraction import ExtractionTask
 from quilate.tasks.kinds import load_task
+from quilate.tasks.multi_label import MultiLabelTask
 from quilate.tasks.multiple_choice import ChoiceTask
 from quilate.tasks.question_answering import QuestionTask
 from quilate.tasks.task import Task
@@ -108,30 +117,25 @@ class Examined:
         self.config, self.trial = _trained_config(context.config, manifest)
         self.context = replace(context, config=self.config)
         self.task = load_task(context.inputs["task"] / "task") if "task" in context.inputs else task
-        if isinstance(self.config, FinetuneConfig) and not self._writes():
-            kind = self.task.config.kind if self.task is not None else "unknown"
-            raise UsageError(
-                f"{context.folder.name} trains a classifier of {kind}, which `verify` does not know yet",
-                hint="name a stage whose model writes its answers (labels, options, texts, records), or an sft stage",
-            )
         if isinstance(self.config, FinetuneConfig) and self.task is not None:
             self.task = self.config.what_is_learned(self.task, context.seed)
         self.base = model_of(context.inputs["model"])
         self.dtype = compute_dtype(self.config.precision)
         self.work = context.folder / WORK
 
-    def _writes(self) -> bool:
-        """Whether the model learns to write its answers; a head on hidden states is known too."""
-        match self.task:
-            case ExtractionTask():
-                return isinstance(self.config, FinetuneConfig) and self.config.answer == "records"
-            case ClassificationTask() | ChoiceTask() | QuestionTask():
-                return True
-        return False
-
     @property
     def is_head(self) -> bool:
-        return self.config.method == "head"
+        """Whether nothing is trained by steps: a classifier of texts on a model that stays as it is."""
+        return self.config.method == "head" and not isinstance(self.task, ExtractionTask)
+
+    @property
+    def classifies(self) -> Literal["", "tokens", "texts"]:
+        """What the model puts tags or labels on; "" if it writes."""
+        if not isinstance(self.config, FinetuneConfig) or self.task is None:
+            return ""
+        if finetune.writes_answers(self.task, self.config):
+            return ""
+        return "tokens" if isinstance(self.task, ExtractionTask) else "texts"
 
     @property
     def model_directory(self) -> Path:
@@ -168,6 +172,8 @@ class Examined:
             return self._trained_conversations(min(self.config.length, context))
         if self.is_head:
             raise DoesNotApply(HEAD)
+        if self.classifies:
+            return self._trained_windows()
         limits = {"max_item_tokens": self.config.max_item_tokens, "context": context - self.config.tokens_before()}
         if isinstance(self.task, ExtractionTask):
             most = self.config.max_new_tokens
@@ -180,6 +186,12 @@ class Examined:
         unlimited = {"max_item_tokens": NO_LIMIT, "context": NO_LIMIT}
         whole = written_examples(self.task, form, self.tokenizer, **unlimited)
         return TrainedExamples(made.examples, _lengths(whole.examples), made.counts, made.rows)
+
+    def _trained_windows(self) -> TrainedExamples:
+        """Of a classifier: windows of the texts, which nothing is cut from."""
+        assert isinstance(self.config, FinetuneConfig) and self.task is not None
+        made = finetune.examples_of(self.task, self.loaded(), self.tokenizer, self.config)
+        return TrainedExamples(made.examples, _lengths(made.examples), made.counts, made.rows)
 
     def _whole_windows(self, texts: RecordTexts) -> dict[str, int]:
         """Tokens of every window and its answer, those too long an answer among them."""
@@ -237,8 +249,8 @@ class Examined:
 
     def item_of(self, example: Example) -> str:
         """The id of the item, or conversation, that an example is made of."""
-        windows = isinstance(self.task, ExtractionTask) and isinstance(self.config, FinetuneConfig)
-        return item_of(example.id) if windows else example.id
+        windows = isinstance(self.task, ExtractionTask | MultiLabelTask)
+        return item_of(example.id) if windows and isinstance(self.config, FinetuneConfig) else example.id
 
     def texts(self) -> dict[str, tuple[str, str]]:
         """(prompt, answer) of every row that the stage trains on, by the examples' ids; see `trained` for errors."""
@@ -258,12 +270,32 @@ class Examined:
         """The model as it is before the first step, without dropout, which would tell two gradients apart."""
         self.context.stop.raise_if_set()
         Streams(self.context.seed)  # a fresh adapter is drawn from torch's own stream
+        if isinstance(self.config, FinetuneConfig) and self.task is not None:
+            model, base = finetune.load_for_task(self.task, self.base, self.tokenizer, self.config, self.work / "base")
+            return finetune.made_trainable(model, self.config, base).eval()
+        assert isinstance(self.config, SftConfig)
         model, base = load_causal(self.base, dtype=self.dtype), self.base
         if hasattr(model, "peft_config"):
             model, base = merged(model, self.tokenizer, self.work / "base")
-        if isinstance(self.config, SftConfig):
-            return sft.made_trainable(model, self.config, base).eval()
-        return finetune.made_trainable(model, self.config, base).eval()
+        return sft.made_trainable(model, self.config, base).eval()
+
+    def loaded(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """What the stage saved, or is planned to begin with, as quilate reads it; by default in the stage's format."""
+        dtype = dtype or self.dtype
+        if self.manifest is None:
+            return self.untrained() if self.classifies else load_causal(self.base, dtype=dtype)
+        match self.classifies:
+            case "tokens":
+                return load_token_classifier(self.model_directory, dtype=dtype)
+            case "texts":
+                return load_classifier(self.model_directory, dtype=dtype)
+        return load_causal(self.model_directory, dtype=dtype)
+
+    def loss(self, model: PreTrainedModel) -> LanguageModellingLoss | LabelSetLoss:
+        """What the stage's training lowers."""
+        if isinstance(self.config, FinetuneConfig) and self.task is not None:
+            return finetune.loss_of(self.task, model, self.trained.examples)
+        return LanguageModellingLoss(model)
 
     def clean(self) -> None:
         """Take away what the checks wrote."""

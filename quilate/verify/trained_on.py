@@ -6,17 +6,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from quilate.data.conversations import Conversation
+from quilate.data.packing import Example
+from quilate.engine.label_sets import LabelSetLoss
 from quilate.errors import UsageError
 from quilate.models.load import load_tokenizer
 from quilate.phases.conversations import stored_conversations
 from quilate.phases.sft import SftConfig
+from quilate.tasks.bio import spans_of
+from quilate.tasks.extraction import Document, ExtractionTask, without_overlaps
 from quilate.tasks.labels import Item
 from quilate.tasks.leaks import Leaks, find_leaks
+from quilate.tasks.multi_label import MultiLabelTask
 from quilate.tasks.templates import PromptTemplate
-from quilate.tokenization.segments import opening_tokens
+from quilate.tokenization.segments import opening_tokens, prompt_tokens
+from quilate.tokenization.windows import placed_tokens
 from quilate.verify.certificate import DoesNotApply, Finding
 from quilate.verify.stage import HEAD, Examined
 
@@ -84,6 +91,8 @@ def template_round_trip(examined: Examined) -> Finding:
     place = "the saved directory's" if saved else "the base's"
     if isinstance(examined.config, SftConfig):
         return _chat_round_trip(examined, tokenizer, place)
+    if examined.classifies:
+        return _window_round_trip(examined, tokenizer, place)
     return _answer_round_trip(examined, tokenizer, place)
 
 
@@ -129,6 +138,70 @@ def _answer_round_trip(examined: Examined, tokenizer: PreTrainedTokenizerBase, p
         "the answer decoded from what is supervised, and the end of sequence after it",
         differing, 0, "rows differ", "", dict(counts),
     )  # fmt: skip
+
+
+def _window_round_trip(examined: Examined, tokenizer: PreTrainedTokenizerBase, place: str) -> Finding:
+    """Of a classifier: what it reads is what the saved tokenizer makes of the texts, and what it learns is what their
+    rows say."""
+    task, trained = examined.task, examined.trained
+    windows: dict[str, list[Example]] = {}
+    for example in trained.examples:
+        windows.setdefault(examined.item_of(example), []).append(example)
+    opening = len(opening_tokens(tokenizer))
+    counts: Counter[str] = Counter()
+    assert isinstance(task, ExtractionTask | MultiLabelTask)
+    for item in task.train:
+        own = windows.get(item.id, [])
+        if isinstance(item, Document):
+            placed = placed_tokens(tokenizer, item.text)
+            seen = placed.starts < placed.ends
+            tags = np.concatenate([np.empty(0, np.int64), *(e.targets()[1] for e in own)])
+            read = np.concatenate([np.empty(0, np.int64), *(e.tokens[e.supervised] for e in own)])
+            if not np.array_equal(read, placed.ids[seen]):
+                counts["texts differ"] += 1
+                continue
+            starts, ends = placed.starts[seen], placed.ends[seen]
+            lost = set(without_overlaps(item.spans)) - set(spans_of(tags, starts, ends, task.trained_labels))
+            # Only what begins and ends where tokens do can be said by tags.
+            said = {span for span in lost if span.start in starts and span.end in ends}
+            counts["spans that their tags do not say"] += len(said)
+            counts["spans that end inside a token"] += len(lost) - len(said)
+        else:
+            whole = prompt_tokens(tokenizer, [item.text])[0][opening:]
+            covered = set().union(*(_places(e.tokens[opening:].tolist(), whole) for e in own))
+            counts["texts differ"] += covered != set(range(len(whole)))
+    counts["labels differ"] += _labels_differ(examined, windows)
+    differing = ("texts differ", "labels differ", "spans that their tags do not say")
+    what = "spans read from the tags" if isinstance(task, ExtractionTask) else "labels"
+    return Finding(
+        f"{len(windows):,} texts as trained on, in windows, against the tokens that {place} tokenizer gives; the "
+        f"{what} against those of the rows",
+        sum(counts[name] for name in differing), 0, "texts, labels or spans differ", "", dict(counts),
+    )  # fmt: skip
+
+
+def _places(window: list[int], whole: list[int]) -> set[int]:
+    """Where a window's tokens stand in a text's; none if they do not."""
+    for start in range(len(whole) - len(window) + 1):
+        if whole[start : start + len(window)] == window:
+            return set(range(start, start + len(window)))
+    return set()
+
+
+def _labels_differ(examined: Examined, windows: Mapping[str, Sequence[Example]]) -> int:
+    """How many texts of several labels learn others than their rows say."""
+    task = examined.task
+    if not isinstance(task, MultiLabelTask):
+        return 0
+    loss = examined.loss(examined.loaded())
+    assert isinstance(loss, LabelSetLoss)
+    known = task.trained_labels
+    rows = {item.id: set(item.labels) for item in task.train}
+    learned = {
+        id: {label for label, yes in zip(known, loss.targets[own[0].id].tolist(), strict=True) if yes}
+        for id, own in windows.items()
+    }
+    return sum(rows[id] != labels for id, labels in learned.items())
 
 
 def leaks(examined: Examined) -> Finding:
