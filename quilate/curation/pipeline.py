@@ -117,16 +117,26 @@ def _filter_files(config: CurateConfig, base: Path, work: Path, watch: Watch) ->
     ]
     shards: list[_Shard] = []
     size = sum(path.lstat().st_size for _, _, path in listed)
+
+    def show(finished: int, here: int = 0) -> None:
+        watch.progress(_kilobytes(min(finished + here, size)), _kilobytes(size), "kB read")
+
+    finished = 0
     with Crew(partial(judging, config, base), _processes_for(size)) as crew:
         for number, (name, root, path) in enumerate(listed):
             shard = _Shard(work / f"{number:06d}")
             shards.append(shard)
             if not (shard.folder / "tally.json").exists():  # written last
                 place = Place(name, str(path.relative_to(root)), config.sources[name], config.limits)
-                _filter_file(path, place, shard, crew, config, watch)
+                _filter_file(path, place, shard, crew, config, watch, partial(show, finished))
                 faults.at("curate.file")
-            watch.progress(number + 1, len(listed), "files")
+            finished += path.lstat().st_size
+            show(finished)
     return shards
+
+
+def _kilobytes(size: int) -> int:
+    return -(-size // 1000)
 
 
 def _processes_for(size: int) -> int:
@@ -134,7 +144,15 @@ def _processes_for(size: int) -> int:
     return usable_cores() if size >= SHARED_BYTES else 1
 
 
-def _filter_file(path: Path, place: Place, shard: _Shard, crew: Crew, config: CurateConfig, watch: Watch) -> None:
+def _filter_file(
+    path: Path,
+    place: Place,
+    shard: _Shard,
+    crew: Crew,
+    config: CurateConfig,
+    watch: Watch,
+    on_bytes: Callable[[int], None],
+) -> None:
     make_folder(shard.folder)
     tally = Tally()
     tally.source(place.source)
@@ -146,6 +164,7 @@ def _filter_file(path: Path, place: Place, shard: _Shard, crew: Crew, config: Cu
             tally.add(judged.tally)
             hashes.append(judged.hashes)
             refused += [{"source": place.source, "place": at, "reason": reason} for at, reason in judged.refused]
+            on_bytes(place.read_bytes)
             for document in judged.documents:
                 write(id=document.id, text=document.text, source=document.source, url=document.url)
     tally.encodings.update(place.encodings)

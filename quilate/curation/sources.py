@@ -74,13 +74,14 @@ class RawSourceConfig(Config):
 
 @dataclass
 class Place:
-    """Where in which source the reader stands."""
+    """Where in which source the reader stands. `read_bytes` of the file on disk, packed as it is, have been read."""
 
     source: str
     file: str
     config: RawSourceConfig
     limits: LimitsConfig
     encodings: dict[str, int] = field(default_factory=dict)
+    read_bytes: int = 0
 
     def at(self, row: int) -> str:
         return f"{self.file}:{row}"
@@ -136,7 +137,9 @@ def read(path: Path, place: Place) -> Iterator[Raw | Refused]:
         return
     try:
         with path.open("rb") as file:
-            yield from _read(file, place, format_of(place.config, path.name))
+            for item in _read(file, place, format_of(place.config, path.name)):
+                place.read_bytes = file.tell()
+                yield item
     except PermissionError as error:
         raise MachineError(f"cannot read {path}", hint="ask for permission to read it") from error
 

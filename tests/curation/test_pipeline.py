@@ -134,6 +134,20 @@ def test_the_same_corpus_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> N
     assert (tmp_path / "one" / OUTPUT).read_bytes() == (tmp_path / "two" / OUTPUT).read_bytes()
 
 
+def test_a_long_file_shows_how_far_it_is_read(tmp_path: Path, made: Made) -> None:
+    lines = [json.dumps({"text": made(n)}, ensure_ascii=False) for n in range(300)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "b.txt").write_text(made(301), encoding="utf-8")
+    sources = {"x": {"path": "a.jsonl"}, "y": {"path": "b.txt"}}
+    seen: list[tuple[int, int, str]] = []
+    watch = Watch(lambda *told: seen.append(told), lambda: None)
+    curate(config_of(sources=sources), base=tmp_path, folder=tmp_path, items=[], watch=watch)
+    read = [(done, total) for done, total, unit in seen if unit == "kB read"]
+    kilobytes = -(-sum((tmp_path / name).stat().st_size for name in ("a.jsonl", "b.txt")) // 1000)
+    assert len({done for done, _ in read}) >= 4  # while the first file is read
+    assert read == sorted(read) and read[-1] == (kilobytes, kilobytes)
+
+
 KILLED = """
 import sys
 from pathlib import Path
