@@ -97,7 +97,9 @@ def page_of(recipe: Recipe, found: Mapping[str, Sequence[Cell]], timed: Mapping[
         lines.append(f"| {arm} | {' | '.join(NOT_RUN if one is None else one.together(1) for one in scores)} |")
     lines += [
         "",
-        "`headqa-11m` is HEAD-QA with the 11M base of [study-base](study-base.md), which has read Spanish only.",
+        "`headqa-11m` is HEAD-QA with the 11M base of [study-base](study-base.md), which has read Spanish only. LoRA "
+        "and full tuning have their default rates there too, which are meant for larger models: full tuning at 5e-4 "
+        "has learned from 1,000 rows in [adaptation](adaptation.md).",
     ]
     if any(_of(found, run, arm) for run in RUNS for arm in SHOTS.values()):
         lines += ["", f"![Accuracy by the number of examples]({FIGURE.name})"]
