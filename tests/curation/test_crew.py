@@ -125,6 +125,13 @@ def test_cores_are_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> No
         assert usable_cores() == meant
 
 
+def test_a_chunk_is_as_large_as_a_process_can_hold() -> None:
+    large, small = judging._CHUNK_BYTES, 10
+    sizes = [large, small, small, large // 2, large // 2, *[small] * 65]
+    assert [len(chunk) for chunk in judging.chunks(sizes, lambda size: size)] == [1, 4, 64, 1]
+    assert list(judging.chunks([], len)) == []
+
+
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several processes for however little, and several chunks of it."""
