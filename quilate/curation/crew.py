@@ -1,13 +1,13 @@
 """One function over many chunks, by as many processes as there are cores; the answers come in the chunks' order.
 
 The processes are started as programs and speak over pipes, so they need nothing of the caller's main module and end
-when the caller does, however it ends.
+when the caller does, however it ends. What goes through a pipe goes as multiprocessing sends it, between processes of
+this program alone: pages are taken apart in others (`extraction`).
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -16,9 +16,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from quilate.errors import MachineError, QuilateError
 
@@ -40,8 +42,7 @@ class Crew:
     """Applies a function to chunks. Use it as a context: at its end nothing is left running.
 
     Args:
-        open_: makes what does the work, once in every process; with several of them it is pickled, and so are chunks
-            and answers.
+        open_: makes what does the work, once in every process; several of them are sent it, and chunks.
         processes: 1 is this one. They start with the first chunk.
     """
 
@@ -117,18 +118,18 @@ class _Member:
     """One process."""
 
     def __init__(self, open_: Open) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "quilate.curation.crew"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        with suppress(BrokenPipeError):  # the first question says that it is gone
-            self._send(open_)
+        self._pipe, theirs = Pipe()
+        command = [sys.executable, "-m", "quilate.curation.crew", str(theirs.fileno())]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+        theirs.close()  # the process has it now; it ends when this end is closed, by a kill of this process too
+        with suppress(OSError):  # the first question says that it is gone
+            self._pipe.send(open_)
 
     def ask(self, chunk: Any) -> Any:
-        assert self._process.stdout is not None
         try:
-            self._send(chunk)
-            error, answer = pickle.load(self._process.stdout)  # noqa: S301 - from a process of our own
-        except (BrokenPipeError, EOFError, pickle.UnpicklingError) as gone:
+            self._pipe.send(chunk)
+            error, answer = self._pipe.recv()
+        except (OSError, EOFError) as gone:
             raise MachineError(
                 "one of the processes that share the work was killed, most likely for want of memory",
                 hint="free memory, or set OMP_NUM_THREADS=1 for one process, and run the same command again to go on",
@@ -137,26 +138,17 @@ class _Member:
             raise error
         return answer
 
-    def _send(self, value: Any) -> None:
-        assert self._process.stdin is not None
-        pickle.dump(value, self._process.stdin)
-        self._process.stdin.flush()
-
     def end(self) -> None:
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            with suppress(OSError):
-                stream.close()
 
 
-def serve(asked: BinaryIO, answered: BinaryIO) -> None:
-    """A process of the crew: what does the work and then chunks come on one stream, answers go to the other."""
-    with pickle.load(asked)() as work:  # noqa: S301 - from the process that started this one
+def serve(pipe: Connection) -> None:
+    """A process of the crew: what does the work comes first, then chunks; answers go back."""
+    with pipe.recv()() as work:
         while True:
             try:
-                chunk = pickle.load(asked)  # noqa: S301 - as above
+                chunk = pipe.recv()
             except EOFError:
                 return
             error: Exception | None = None
@@ -167,12 +159,11 @@ def serve(asked: BinaryIO, answered: BinaryIO) -> None:
                 error = own
             except Exception:  # ours; its trace would be lost on the way
                 error = QuilateError(f"curation failed on a chunk:\n{traceback.format_exc()}", hint="please report it")
-            pickle.dump((error, answer), answered)
-            answered.flush()
+            pipe.send((error, answer))
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not be taken for an answer
-    serve(sys.stdin.buffer, answers)
+    os.dup2(2, 1)  # what a library prints must not be taken for what a stage says
+    with suppress(ConnectionResetError, BrokenPipeError):  # the parent was killed
+        serve(Connection(int(sys.argv[1])))
